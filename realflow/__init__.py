@@ -1,0 +1,1 @@
+"""RealFlow: a dataflow-graph engine for RLHF and RL on verifiable rewards."""

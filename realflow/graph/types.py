@@ -1,0 +1,194 @@
+"""The values a graph file becomes. Frozen, without I/O, without torch.
+
+Fields have an extent: `prompt` (one value a prompt), `sample` (one a sample), `token` (one a token
+of the sample, aligned with `tokens`). A read of a finer extent accepts a coarser numeric field,
+which is repeated (prompt -> sample -> token); never the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Extent = Literal["prompt", "sample", "token"]
+Dtype = Literal["int", "float", "bool", "text", "any"]
+Scope = Literal["sample", "group", "batch"]
+Op = Literal["generate", "infer", "train", "function"]
+Kind = Literal["function", "loss", "output", "reward"]
+
+EXTENTS: tuple[Extent, ...] = ("prompt", "sample", "token")  # coarse to fine
+
+
+@dataclass(frozen=True)
+class FieldUse:
+    """One field that a function reads or writes.
+
+    `name` is the function's own word (its parameter, or the key of what it returns), `field` the
+    column of the graph it stands for unless `reads:`/`writes:` rename it.
+    """
+
+    name: str
+    field: str
+    extent: Extent
+    dtype: Dtype
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class FunctionDecl:
+    """What a function declares: the one truth about what it reads and writes.
+
+    `kind`: `function` (values to values), `reward` (a user's function in TRL's or verl's
+    signature), `loss` (used by a train call; `needs` lists the model outputs it is given, such as
+    `logprobs`, `entropy`), `output` (what an infer call computes from a model, such as
+    `logprobs`). `options` maps each keyword option to its default; a default of None means that
+    any value is taken, otherwise the type of the default is required.
+    """
+
+    name: str
+    kind: Kind
+    reads: tuple[FieldUse, ...] = ()
+    writes: tuple[FieldUse, ...] = ()
+    scope: Scope = "sample"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number with its unit: `8 prompts`, `512 samples`, `4096 tokens`."""
+
+    count: int
+    unit: Literal["prompts", "samples", "tokens"]
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW and its schedule. `schedule` is constant, linear or cosine (after `warmup_steps`)."""
+
+    name: str = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model of the graph. `dtype` is that of the compute weights; masters are float32 (float64
+    where `dtype` is float64)."""
+
+    name: str
+    path: str
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    optimizer: OptimizerSpec | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where prompts come from.
+
+    `fields` maps a graph field to a column of the source. With `tokenize` (a model's name) the
+    data itself writes `tokens` and `loss_mask` from `prompt` and `completion`. `split` keeps the
+    distinct values of `unique` apart: `test` is the held-out fraction, `use` train or test.
+    """
+
+    source: str
+    fields: Mapping[str, str]
+    task: str | None = None
+    path: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    shuffle: bool = True
+    tokenize: str | None = None
+    max_length: int | None = None
+    unique: str | None = None
+    test: float = 0.0
+    use: Literal["train", "test"] = "train"
+    batch: Amount | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model-function call, with its declaration resolved.
+
+    `reads` and `writes` map the function's own names to graph fields (complete, renames applied).
+    `temperature` is, for a call that computes logprobs, that of the rollout whose tokens it reads.
+    `every` is in steps (None: each step). `timeout` is in seconds, for function calls.
+    """
+
+    name: str
+    op: Op
+    decl: FunctionDecl
+    model: str | None = None
+    reads: Mapping[str, str] = field(default_factory=dict)
+    writes: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch: Amount | None = None
+    samples: int = 1
+    sampling: Sampling | None = None
+    chat: bool = True
+    minibatches: int = 1
+    temperature: float = 1.0
+    every: int | None = None
+    timeout: float = 60.0
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A checked graph. `calls` is in topological order.
+
+    `prompts` and `samples` are the global sizes of one step: prompts, and samples of each prompt.
+    `checkpoint_every` is in steps (None: only at the end). `extents` and `dtypes` describe every
+    field that data or calls write.
+    """
+
+    name: str
+    models: Mapping[str, ModelSpec]
+    data: DataSpec
+    calls: tuple[Call, ...]
+    steps: int
+    prompts: int
+    samples: int
+    seed: int = 1
+    max_staleness: int = 0
+    checkpoint_every: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    dtypes: Mapping[str, Dtype] = field(default_factory=dict)
+
+    def call(self, name: str) -> Call:
+        """The call of that name."""
+        return next(call for call in self.calls if call.name == name)
+
+    def writer(self, field_name: str) -> Call | None:
+        """The call that writes a field, or None where data does."""
+        return next((call for call in self.calls if field_name in call.writes.values()), None)
+
+    def readers(self, field_name: str) -> tuple[Call, ...]:
+        """The calls that read a field."""
+        return tuple(call for call in self.calls if field_name in call.reads.values())
+
+    def trained(self) -> Mapping[str, Call]:
+        """Model name -> the call that trains it."""
+        return {call.model: call for call in self.calls if call.op == "train" and call.model}

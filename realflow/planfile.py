@@ -1,0 +1,116 @@
+"""The plan file: the contract between planner and runtime. Pure values; reading and writing YAML.
+
+A plan holds the resolved graph, the cluster, where and how each call runs, what is reallocated and
+offloaded, and what the planner expects (seconds, memory by cause, a lower bound and the gap to it;
+None where nothing has been estimated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from realflow.graph.types import Graph
+from realflow.layout import DeviceMesh, Layout
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: `devices` devices of one `kind` (`cpu`, `cuda`, later a catalogue name)."""
+
+    name: str
+    devices: int
+    kind: str = "cpu"
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines. Ranks number the devices node by node; device names are `node:index`.
+
+    The node name `local` is bound to whatever single machine the run starts on.
+    """
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Device names in rank order."""
+        return tuple(f"{node.name}:{index}" for node in self.nodes for index in range(node.devices))
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How one call runs.
+
+    `ranks` are in mesh order (pp, dp, tp). `micro_batch_tokens` is the budget of a packed
+    micro-batch; `slots` the sequences that a generate call decodes at once on each replica.
+    `after` says what happens to the call's weights when it ends.
+    """
+
+    ranks: tuple[int, ...]
+    layout: Layout
+    engine: Literal["native", "vllm", "python", "train", "infer"]
+    micro_batch_tokens: int = 4096
+    slots: int = 32
+    after: Literal["keep", "free", "offload"] = "keep"
+    predicted_seconds: float | None = None
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """The call's ranks on its axes."""
+        return DeviceMesh(self.ranks, self.layout)
+
+
+@dataclass(frozen=True)
+class ReallocPlan:
+    """Weights of `model` move from the layout of call `source` to that of call `destination`."""
+
+    model: str
+    source: str
+    destination: str
+    bytes: int
+    lower_bound_bytes: int
+    predicted_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class TimelineEntry:
+    """One interval of the predicted timeline of a step, in seconds from its begin."""
+
+    what: str
+    ranks: tuple[int, ...]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the runtime needs to run a graph."""
+
+    graph: Graph
+    cluster: Cluster
+    calls: Mapping[str, CallPlan]
+    cards: Mapping[str, str] = field(default_factory=dict)
+    """Model name -> hash of the card it was planned with."""
+    reallocs: tuple[ReallocPlan, ...] = ()
+    memory: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    """Rank -> cause -> bytes at the worst moment."""
+    timeline: tuple[TimelineEntry, ...] = ()
+    step_seconds: float | None = None
+    lower_bound_seconds: float | None = None
+    gap: float | None = None
+    deadline_factor: float = 20.0
+    deadline_floor_seconds: float = 1800.0
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Name of an input (`profile`, `catalogue`) -> its hash."""
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.cluster.devices)
