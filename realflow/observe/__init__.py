@@ -1,1 +1,1 @@
-"""Room."""
+"""What a run shows of itself: metrics, samples, trace, progress and report. Without torch."""

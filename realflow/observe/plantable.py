@@ -1,0 +1,113 @@
+"""The report's plan: where and how each call ran, and the memory that was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from realflow.observe.rundata import RunData
+from realflow.planfile import Plan
+
+_MOST_RANKS = 16
+
+
+def section(run: RunData) -> str:
+    """Calls, memory, reallocations and notes of the plan; the graph as text."""
+    parts = []
+    if run.plan:
+        parts = [_calls(run.plan), _reallocs(run.plan), _memory(run.plan), _notes(run.plan)]
+    if run.graph_text:
+        parts.append(
+            '<div class="card below"><details><summary>graph.yaml</summary>'
+            f"<pre>{escape(run.graph_text)}</pre></details></div>"
+        )
+    return "".join(part for part in parts if part)
+
+
+def ranges(ranks: Sequence[int]) -> str:
+    """Ranks in short: `ranges([0, 1, 2, 5]) == "0-2, 5"`; the order given is kept."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A card with a table; cells are text and escaped here."""
+    if not rows:
+        return ""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="card scroll below"><h3>{escape(title)}</h3><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _calls(plan: Plan) -> str:
+    rows = []
+    for call in plan.graph.calls:
+        how = plan.calls.get(call.name)
+        if how is None:
+            continue
+        model = how.engine in ("train", "infer", "native", "vllm")
+        batch = f"{how.slots} slots" if call.op == "generate" else f"{how.micro_batch_tokens} tokens"
+        rows.append(
+            (
+                call.name,
+                call.op,
+                call.model or "",
+                call.decl.name,
+                ranges(how.ranks),
+                str(how.layout),
+                how.engine,
+                batch if model else "",
+                how.after if model else "",
+            )
+        )
+    head = ("call", "op", "model", "function", "ranks", "layout", "engine", "at once", "weights after")
+    return _table("Calls and where they ran", head, rows)
+
+
+def _reallocs(plan: Plan) -> str:
+    rows = [
+        (
+            entry.model,
+            f"{entry.source} → {entry.destination}",
+            _size(entry.bytes),
+            _size(entry.lower_bound_bytes),
+        )
+        for entry in plan.reallocs
+    ]
+    return _table("Weights moved between calls", ("model", "from → to", "bytes", "lower bound"), rows)
+
+
+def _memory(plan: Plan) -> str:
+    ranks = sorted(plan.memory)[:_MOST_RANKS]
+    causes = list(dict.fromkeys(cause for rank in ranks for cause in plan.memory[rank]))
+    rows = [
+        (
+            str(rank),
+            *(_size(plan.memory[rank].get(cause, 0)) for cause in causes),
+            _size(sum(plan.memory[rank].values())),
+        )
+        for rank in ranks
+    ]
+    left = len(plan.memory) - len(ranks)
+    title = "Planned memory of each rank" + (f" (the first {len(ranks)}; {left} more)" if left > 0 else "")
+    return _table(title, ("rank", *causes, "sum"), rows)
+
+
+def _notes(plan: Plan) -> str:
+    if not plan.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
+    return f'<div class="card below"><h3>Notes of the plan</h3><ul>{items}</ul></div>'
+
+
+def _size(count: int) -> str:
+    """Bytes for people: `269.0 MB`."""
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} B"
