@@ -49,24 +49,35 @@ def pack(views: Sequence[torch.Tensor], buffer: torch.Tensor) -> int:
     Returns the bytes written; both must be on one device. Raises RunError where the kernels have
     not been built.
     """
-    if buffer.device.type == "cpu":
-        table, total = _table(views)
-        _operators().pack(list(views), table, buffer)
-        return total
-    at = 0
-    for view in views:
-        size = view.numel() * view.element_size()
-        buffer[at : at + size].copy_(_as_bytes(view))
-        at += size
-    return at
+    if buffer.device.type != "cpu":
+        return pack_each(views, buffer)
+    table, total = _table(views)
+    _operators().pack(list(views), table, buffer)
+    return total
 
 
 def unpack(buffer: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
     """Copy `buffer` (uint8 [n]), as `pack` filled it, into `views`. Returns the bytes read."""
-    if buffer.device.type == "cpu":
-        table, total = _table(views)
-        _operators().unpack(buffer, table, list(views))
-        return total
+    if buffer.device.type != "cpu":
+        return unpack_each(buffer, views)
+    table, total = _table(views)
+    _operators().unpack(buffer, table, list(views))
+    return total
+
+
+def pack_each(views: Sequence[torch.Tensor], buffer: torch.Tensor) -> int:
+    """`pack` by one torch copy for each view, on any device."""
+    at = 0
+    for view in views:
+        # A fresh clone has plain strides, which a view as bytes requires even of one element.
+        data = view.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+        buffer[at : at + data.numel()].copy_(data)
+        at += data.numel()
+    return at
+
+
+def unpack_each(buffer: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
+    """`unpack` by one torch copy for each view, on any device."""
     at = 0
     for view in views:
         size = view.numel() * view.element_size()
@@ -80,10 +91,6 @@ def checksum(tensor: torch.Tensor) -> int:
     """64 bits that depend on every byte and its place (row-major, whatever the strides)."""
     data = tensor.detach().cpu().contiguous()
     return int(_operators().checksum(data))
-
-
-def _as_bytes(view: torch.Tensor) -> torch.Tensor:
-    return view.contiguous().view(-1).view(torch.uint8)
 
 
 def _table(views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:

@@ -1,0 +1,73 @@
+"""Reallocation on four real gloo ranks: one launch for all checks (`realloc_ranks.py`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from realflow.errors import InputError
+from realflow.realloc.execute import Buckets, Shard, execute, local_shards
+from realflow.realloc.transfers import TensorSpec, replicated, transfers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_four_ranks_bit_equal_there_and_back(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = str(Path(__file__).with_name("realloc_ranks.py"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for rank in range(4)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0] * 4, "\n".join(outputs)
+    results = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert {result["pairs"] for result in results} == {9 * 9 + 9 * 2}
+    # The control: one dropped transfer, noticed by both checks and by one rank only.
+    assert sorted(result["noticed"] for result in results) == [[], [], [], ["equal", "verify"]]
+
+
+def test_storage_that_does_not_fit_is_refused_before_anything_is_sent() -> None:
+    schedule = transfers(replicated({"w": (4, 2)}, 4, [0]), replicated({"w": (4, 2)}, 4, [1]))
+    box = ((0, 4), (0, 2))
+    with pytest.raises(InputError, match="no storage"):
+        execute(schedule, 0, None, {}, {})
+    with pytest.raises(InputError, match="8 bytes an element"):
+        execute(schedule, 0, None, {"w": [Shard(box, torch.zeros(4, 2, dtype=torch.float64))]}, {})
+    with pytest.raises(InputError, match=r"shape \(2, 4\)"):
+        execute(schedule, 0, None, {"w": [Shard(box, torch.zeros(2, 4))]}, {})
+
+
+def test_local_shards_want_one_box() -> None:
+    spec = TensorSpec((4,), 4, ((0, ((0, 1),)), (0, ((2, 3),)), (1, ((0, 4),))))
+    tensor = torch.zeros(4)
+    assert local_shards({"w": spec}, 1, {"w": tensor})["w"][0].tensor is tensor
+    assert local_shards({"w": spec}, 5, {})["w"] == []
+    with pytest.raises(InputError, match="2 boxes"):
+        local_shards({"w": spec}, 0, {"w": tensor})
+
+
+def test_buckets_are_reused_and_bounded() -> None:
+    buckets = Buckets(1024)
+    slots = buckets.slots("send", 100)
+    assert [slot.numel() for slot in slots] == [100, 100]
+    assert buckets.slots("send", 80)[0] is slots[0]
+    assert [slot.numel() for slot in buckets.slots("send", 512)] == [512, 512]
+    with pytest.raises(InputError):
+        Buckets(8)
