@@ -1,4 +1,4 @@
-"""The plan file: the contract between planner and runtime. Pure values; reading and writing YAML.
+"""The values of a plan. Frozen, without I/O, without torch.
 
 A plan holds the resolved graph, the cluster, where and how each call runs, what is reallocated and
 offloaded, and what the planner expects (seconds, memory by cause, a lower bound and the gap to it;
@@ -19,7 +19,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Node:
-    """A machine: `devices` devices of one `kind` (`cpu`, `cuda`, later a catalogue name)."""
+    """A machine: `devices` devices of one `kind` (`cpu`, `cuda`, later a catalogue name).
+
+    `memory_bytes` is that of one device: a share of the machine's memory where devices are CPUs.
+    """
 
     name: str
     devices: int

@@ -1,0 +1,107 @@
+"""The machines that a plan is made for: a cluster file, or this machine.
+
+    nodes:
+      - {name: node01, devices: 8, kind: cuda, memory: 80 GiB}
+      - {name: node02, devices: 8, kind: cuda, memory: 80 GiB}
+
+`memory` is that of one device (bytes, or a number with KiB, MiB, GiB, TiB); `kind` is cpu unless
+given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from realflow.errors import InputError, Problem
+from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, one_of, whole
+from realflow.graph.yamlfile import load_yaml
+from realflow.planfile import Cluster, Node
+from realflow.planfile.read import MAX_DEVICES
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_CPU_DEVICES = 2  # enough to show every part at work; more only where the machine has GPUs
+
+
+def local_cluster(devices: int | None = None) -> Cluster:
+    """This machine as a cluster of one node, `local`.
+
+    Its devices are its GPUs; without GPUs, 2 CPU ranks (1 on a machine with one core). `devices`
+    overrides the number: more than the GPUs is refused, CPU ranks may be more than cores. The
+    memory of a CPU rank is an equal share of the machine's; that of a GPU is left open.
+    """
+    gpus = _gpus()
+    if devices is None:
+        devices = gpus or min(_CPU_DEVICES, os.cpu_count() or 1)
+    if not 1 <= devices <= MAX_DEVICES:
+        raise InputError(Problem(f"found {devices}; expected from 1 to {MAX_DEVICES}", where="devices"))
+    if gpus:
+        if devices > gpus:
+            raise InputError(Problem(f"found {devices}, but this machine has {gpus} GPUs", where="devices"))
+        return Cluster((Node("local", devices, "cuda"),))
+    return Cluster((Node("local", devices, "cpu", _memory() // devices),))
+
+
+def read_cluster(path: Path | str) -> Cluster:
+    """Read a cluster file. Raises InputError with everything that is wrong in it."""
+    problems: list[Problem] = []
+    report = Report(load_yaml(Path(path), problems), problems)
+    top = report.section((), report.document.value, "a cluster file: a mapping with nodes")
+    listed = top.need("nodes", NODES, [])
+    nodes = [_node(report.section(("nodes", index), item)) for index, item in enumerate(listed)]
+    top.close([])
+    for index, node in enumerate(nodes):
+        if node.name in [other.name for other in nodes[:index]]:
+            report.add(("nodes", index), f"a node {node.name} is given twice")
+    report.finish()
+    return Cluster(tuple(nodes))
+
+
+def _node(section: Section) -> Node:
+    node = Node(
+        name=section.need("name", TEXT, ""),
+        devices=section.need("devices", whole(1, MAX_DEVICES), 1),
+        kind=section.take("kind", one_of("cpu", "cuda"), "cpu"),
+        memory_bytes=section.take("memory", MEMORY, None),
+    )
+    section.close([])
+    return node
+
+
+def _read_memory(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]iB|B|)", str(value))
+    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
+        raise Wrong
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _read_nodes(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise Wrong
+    return value
+
+
+MEMORY = Kind("bytes, such as 80 GiB", _read_memory)
+NODES = Kind("a list of nodes", _read_nodes)
+
+
+def _gpus() -> int:
+    """GPUs that this process may use, told by the driver's files (asking CUDA would need torch)."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    present = len(list(folder.iterdir())) if folder.is_dir() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    listed = [item for item in visible.split(",") if item.strip() and item.strip() != "-1"]
+    return min(present, len(listed))
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, or of the container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total

@@ -1,0 +1,36 @@
+"""The plan file: the contract between planner and runtime. Pure values; reading and writing YAML.
+
+write_plan(plan, path)      a file that a person can read and edit
+read_plan(path) -> Plan     exactly what was written; everything wrong is told in one InputError
+check_plan(plan)            the rules that a plan keeps, wherever it came from
+"""
+
+from realflow.planfile.check import check_plan, idle_ranks, needed_reallocs
+from realflow.planfile.read import parse_plan, read_plan
+from realflow.planfile.types import (
+    FORMAT,
+    CallPlan,
+    Cluster,
+    Node,
+    Plan,
+    ReallocPlan,
+    TimelineEntry,
+)
+from realflow.planfile.write import plan_to_yaml, write_plan
+
+__all__ = [
+    "FORMAT",
+    "CallPlan",
+    "Cluster",
+    "Node",
+    "Plan",
+    "ReallocPlan",
+    "TimelineEntry",
+    "check_plan",
+    "idle_ranks",
+    "needed_reallocs",
+    "parse_plan",
+    "plan_to_yaml",
+    "read_plan",
+    "write_plan",
+]

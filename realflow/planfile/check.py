@@ -1,0 +1,218 @@
+"""The rules that every plan keeps, whether the planner or a person wrote it."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+
+from realflow.errors import InputError, Problem
+from realflow.graph.types import Graph
+from realflow.planfile.ranks import format_ranks
+from realflow.planfile.types import CallPlan, Plan
+
+ENGINES = ("native", "vllm", "python", "train", "infer")
+AFTER = ("keep", "free", "offload")
+ENGINES_OF = {
+    "generate": ("native", "vllm"),
+    "infer": ("infer",),
+    "train": ("train",),
+    "function": ("python",),
+}
+"""Op -> the engines that can run it; the first is the default."""
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise InputError with everything in a plan that breaks a rule or cannot run yet."""
+    problems = find_problems(plan)
+    if problems:
+        raise InputError(problems)
+
+
+def find_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Problem]:
+    """Everything in a plan that breaks a rule; `where` is the dotted path in the plan file.
+
+    `unread` names calls which the file has but which could not be read.
+    """
+    problems = _nodes(plan)
+    if plan.graph.max_staleness > 0:
+        problems.append(
+            Problem(
+                f"{plan.graph.max_staleness} (asynchronous) cannot run yet; expected 0",
+                where="graph.max_staleness",
+            )
+        )
+    names = [call.name for call in plan.graph.calls]
+    for name in plan.calls:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            problems.append(
+                Problem(
+                    f"the graph has no call {name}{hint} (calls: {', '.join(names)})", where=f"calls.{name}"
+                )
+            )
+    for name in names:
+        if name in plan.calls:
+            problems += _call(plan, name, plan.calls[name])
+        elif name not in unread:
+            problems.append(
+                Problem(
+                    f"is missing; every call of the graph needs ranks and a layout: add calls.{name}", "calls"
+                )
+            )
+    if not problems and not unread:
+        problems += _reallocs(plan)
+    return problems + _expectations(plan)
+
+
+def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[str, str, str, int]]:
+    """`(model, source, destination, ranks that lack the weights)` for every move of a step.
+
+    The training ranks hold the new weights after an optimizer step. The first call, in the
+    graph's order, that runs a trained model on a rank without them needs them moved there.
+    """
+    needed = []
+    for model, train in graph.trained().items():
+        fresh = set(calls[train.name].ranks)
+        for call in graph.calls:
+            if call.model != model or call.name == train.name:
+                continue
+            missing = set(calls[call.name].ranks) - fresh
+            if missing:
+                needed.append((model, train.name, call.name, len(missing)))
+            fresh |= missing
+    return needed
+
+
+def idle_ranks(plan: Plan) -> tuple[int, ...]:
+    """Ranks of the cluster that no call uses."""
+    used = {rank for call in plan.calls.values() for rank in call.ranks}
+    return tuple(rank for rank in range(plan.world_size) if rank not in used)
+
+
+def _nodes(plan: Plan) -> list[Problem]:
+    names = [node.name for node in plan.cluster.nodes]
+    if not names:
+        return [Problem("has no nodes; expected at least one", where="cluster.nodes")]
+    problems = []
+    for index, node in enumerate(plan.cluster.nodes):
+        where = f"cluster.nodes.{index}"
+        if node.name in names[:index]:
+            problems.append(Problem(f"a node {node.name} is given twice", where=where))
+        if not node.name or ":" in node.name:
+            problems.append(
+                Problem(f"{node.name!r} is no name for a node: empty or with a colon", where=where)
+            )
+        if node.devices < 1:
+            problems.append(Problem(f"found {node.devices} devices; expected at least 1", where=where))
+    if "local" in names and len(names) > 1:
+        problems.append(
+            Problem("local is the machine that the run starts on and stands alone", where="cluster.nodes")
+        )
+    return problems
+
+
+def _call(plan: Plan, name: str, call: CallPlan) -> list[Problem]:
+    op, scope = plan.graph.call(name).op, plan.graph.call(name).decl.scope
+    where, world, found = f"calls.{name}", plan.world_size, []
+
+    def fail(key: str, message: str) -> None:
+        found.append(Problem(message, where=f"{where}.{key}"))
+
+    layout = call.layout
+    if len(call.ranks) != layout.size:
+        fail("layout", f"{layout} needs {layout.size} ranks, but {len(call.ranks)} are given")
+    twice = sorted(rank for rank, count in Counter(call.ranks).items() if count > 1)
+    if twice:
+        fail("ranks", f"{_names(twice)} given twice; a call uses a rank once")
+    outside = sorted({rank for rank in call.ranks if not 0 <= rank < world})
+    if outside:
+        fail(
+            "ranks",
+            f"{_names(outside)} outside the cluster, whose {world} devices are ranks 0 to {world - 1}",
+        )
+    for axis, size, word in (("t", layout.tp, "tensor"), ("p", layout.pp, "pipeline")):
+        if size > 1 and op == "function":
+            fail("layout", f"{layout} cuts a model, but {name} is a function: use d{layout.size}")
+        elif size > 1:
+            fail("layout", f"{layout}: {axis}{size} ({word} parallel) cannot run yet; use d{len(call.ranks)}")
+    if call.engine not in ENGINES_OF[op]:
+        fail("engine", f"{call.engine} cannot run op {op}; expected {' or '.join(ENGINES_OF[op])}")
+    elif call.engine == "vllm":
+        fail("engine", "vllm cannot run yet; use native")
+    if call.after != "keep":
+        fail("after", f"{call.after} cannot run yet; use keep")
+    for key in ("micro_batch_tokens", "slots"):
+        if getattr(call, key) < 1:
+            fail(key, f"found {getattr(call, key)}; expected at least 1")
+    if op == "function" and scope == "batch" and layout.dp > 1:
+        fail("layout", f"{layout}: the function must see the whole batch at once (scope batch): use d1")
+    return found
+
+
+def _reallocs(plan: Plan) -> list[Problem]:
+    """The file lists exactly the moves that the calls need, so that no call runs stale weights."""
+    problems = []
+    needed = {(model, source, target) for model, source, target, _ in needed_reallocs(plan.graph, plan.calls)}
+    found: dict[tuple[str, str, str], int] = {}
+    for index, realloc in enumerate(plan.reallocs):
+        where, key = f"reallocs.{index}", (realloc.model, realloc.source, realloc.destination)
+        move = f"{realloc.model} from {realloc.source} to {realloc.destination}"
+        if key in found:
+            problems.append(Problem(f"{move} is given twice", where=where))
+        elif key not in needed:
+            problems.append(
+                Problem(f"{move} is not needed by the ranks of the calls: remove it", where=where)
+            )
+        if realloc.bytes < realloc.lower_bound_bytes:
+            problems.append(
+                Problem(
+                    f"bytes {realloc.bytes} is below lower_bound_bytes {realloc.lower_bound_bytes}",
+                    where=where,
+                )
+            )
+        found[key] = index
+    for model, source, target in sorted(needed - set(found)):
+        problems.append(
+            Problem(
+                f"{model} from {source} to {target} is missing: {target} runs on ranks that {source} does not "
+                "train on; make the plan again, or add the realloc",
+                where="reallocs",
+            )
+        )
+    return problems
+
+
+def _expectations(plan: Plan) -> list[Problem]:
+    problems = []
+    known = ", ".join(plan.graph.models) or "none"
+    for model in plan.cards:
+        if model not in plan.graph.models:
+            problems.append(
+                Problem(f"the graph has no model {model} (models: {known})", where=f"cards.{model}")
+            )
+    outside = sorted(rank for rank in plan.memory if not 0 <= rank < plan.world_size)
+    if outside:
+        problems.append(Problem(f"{_names(outside)} outside the cluster", where="memory"))
+    for index, entry in enumerate(plan.timeline):
+        if entry.end < entry.start:
+            problems.append(
+                Problem(
+                    f"ends at {entry.end}, before its start {entry.start}",
+                    where=f"predicted.timeline.{index}",
+                )
+            )
+    bounds = (plan.lower_bound_seconds, plan.step_seconds)
+    if bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
+        problems.append(
+            Problem(f"the lower bound {bounds[0]} s is above step_seconds {bounds[1]}", where="predicted")
+        )
+    for key, value in (("factor", plan.deadline_factor), ("floor_seconds", plan.deadline_floor_seconds)):
+        if value <= 0:
+            problems.append(Problem(f"found {value}; expected more than 0", where=f"deadline.{key}"))
+    return problems
+
+
+def _names(ranks: list[int]) -> str:
+    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {format_ranks(ranks)} are"
