@@ -43,7 +43,10 @@ class FunctionDecl:
     signature), `loss` (used by a train call; `needs` lists the model outputs it is given, such as
     `logprobs`, `entropy`), `output` (what an infer call computes from a model, such as
     `logprobs`). `options` maps each keyword option to its default; a default of None means that
-    any value is taken, otherwise the type of the default is required.
+    any value is taken, otherwise the type of the default is required. `choices` lists the values of
+    an option that takes a few; `requires` names, for an option, the optional field that must be
+    there once it is neither zero nor None. A function that `takes_columns` (a reward with
+    `**columns`) is given every column that the data has fields for.
     """
 
     name: str
@@ -53,6 +56,9 @@ class FunctionDecl:
     scope: Scope = "sample"
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    takes_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,9 @@ class DataSpec:
     """Where prompts come from.
 
     `fields` maps a graph field to a column of the source. With `tokenize` (a model's name) the
-    data itself writes `tokens` and `loss_mask` from `prompt` and `completion`. `split` keeps the
-    distinct values of `unique` apart: `test` is the held-out fraction, `use` train or test.
+    data itself writes `tokens` and `loss_mask` from `prompt` and `completion`, in the chat template
+    of that model where `chat` is true and it has one. `split` keeps the distinct values of the
+    column `unique` apart: `test` is the held-out fraction, `use` train or test.
     """
 
     source: str
@@ -125,13 +132,16 @@ class DataSpec:
     test: float = 0.0
     use: Literal["train", "test"] = "train"
     batch: Amount | None = None
+    chat: bool = True
 
 
 @dataclass(frozen=True)
 class Call:
     """One model-function call, with its declaration resolved.
 
-    `reads` and `writes` map the function's own names to graph fields (complete, renames applied).
+    `reads` and `writes` map the function's own names to graph fields (complete, renames applied;
+    an optional read that nothing writes is left out). A train call also has `tokens` and
+    `loss_mask` there, and in `options` its `normalise`; the function itself takes none of these.
     `temperature` is, for a call that computes logprobs, that of the rollout whose tokens it reads.
     `every` is in steps (None: each step). `timeout` is in seconds, for function calls.
     """
@@ -151,7 +161,7 @@ class Call:
     temperature: float = 1.0
     every: int | None = None
     timeout: float = 60.0
-    line: int | None = None
+    line: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,8 @@ class Graph:
 
     `prompts` and `samples` are the global sizes of one step: prompts, and samples of each prompt.
     `checkpoint_every` is in steps (None: only at the end). `extents` and `dtypes` describe every
-    field that data or calls write.
+    field that data or calls write. `folder` is where the graph file lies, kept where functions are
+    imported or data is read from there (empty otherwise).
     """
 
     name: str
@@ -176,6 +187,7 @@ class Graph:
     params: Mapping[str, Any] = field(default_factory=dict)
     extents: Mapping[str, Extent] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)
+    folder: str = ""
 
     def call(self, name: str) -> Call:
         """The call of that name."""

@@ -1,0 +1,104 @@
+"""Declarations of the built-in functions, as data, so that checking a graph imports no torch.
+
+A test holds them equal to the functions in `realflow.rewards` and `realflow.algorithms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from realflow.graph.types import FieldUse, FunctionDecl, Kind, Scope
+
+KL = ("k1", "k2", "k3")
+
+GENERATE = FunctionDecl(
+    "generate",
+    "function",
+    reads=(FieldUse("prompt", "prompt", "prompt", "any"),),
+    writes=(
+        FieldUse("tokens", "tokens", "token", "int"),
+        FieldUse("logprobs", "logprobs", "token", "float"),
+        FieldUse("loss_mask", "loss_mask", "token", "bool"),
+        FieldUse("versions", "versions", "token", "int"),
+        FieldUse("finish_reason", "finish_reason", "sample", "text"),
+        FieldUse("group_id", "group_id", "sample", "int"),
+        FieldUse("completion", "completion", "sample", "text"),
+    ),
+)
+"""What every generate call reads and writes."""
+
+TOKENS = FieldUse("tokens", "tokens", "token", "int")
+LOSS_MASK = FieldUse("loss_mask", "loss_mask", "token", "bool")
+
+TRAIN_READS = (TOKENS, LOSS_MASK)
+"""What every train call reads beside what its loss declares."""
+
+_ADVANTAGES = (FieldUse("advantages", "advantages", "sample", "float"),)
+_REWARDS = (FieldUse("rewards", "rewards", "sample", "float"),)
+_GROUPED = (
+    FieldUse("rewards", "rewards", "sample", "float"),
+    FieldUse("group_ids", "group_id", "sample", "int"),
+)
+_ANSWERED = (
+    FieldUse("completion", "completion", "sample", "text"),
+    FieldUse("answer", "answer", "sample", "any"),
+)
+
+
+def _declare(
+    name: str, kind: Kind, reads: tuple[FieldUse, ...] = (), writes: tuple[FieldUse, ...] = (),
+    *, scope: Scope = "sample", options: Mapping[str, Any] | None = None, needs: tuple[str, ...] = (),
+    choices: Mapping[str, tuple[Any, ...]] | None = None, requires: Mapping[str, str] | None = None,
+) -> FunctionDecl:  # fmt: skip
+    return FunctionDecl(name, kind, reads, writes, scope, options or {}, needs, choices or {}, requires or {})
+
+
+BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
+    {
+        decl.name: decl
+        for decl in (
+            _declare("rewards.last_number", "function", _ANSWERED, _REWARDS),
+            _declare("rewards.boxed", "function", _ANSWERED, _REWARDS),
+            _declare(
+                "advantages.grpo",
+                "function",
+                _GROUPED,
+                _ADVANTAGES,
+                scope="group",
+                options={"eps": 1e-6, "scale": True},
+            ),
+            _declare("advantages.dr_grpo", "function", _GROUPED, _ADVANTAGES, scope="group"),
+            _declare("advantages.rloo", "function", _GROUPED, _ADVANTAGES, scope="group"),
+            _declare(
+                "losses.ppo_clip",
+                "loss",
+                (
+                    FieldUse("old_logprobs", "logprobs", "token", "float"),
+                    FieldUse("advantages", "advantages", "token", "float"),
+                    FieldUse("ref_logprobs", "ref_logprobs", "token", "float", optional=True),
+                ),
+                scope="batch",
+                options={
+                    "clip_low": 0.2,
+                    "clip_high": 0.2,
+                    "dual_clip": None,
+                    "kl_coef": 0.0,
+                    "kl": "k3",
+                    "entropy_coef": 0.0,
+                },
+                needs=("logprobs", "entropy"),
+                choices={"kl": KL},
+                requires={"kl_coef": "ref_logprobs"},
+            ),
+            _declare("losses.sft", "loss", scope="batch", needs=("logprobs",)),
+            _declare(
+                "logprobs",
+                "output",
+                (TOKENS, FieldUse("loss_mask", "loss_mask", "token", "bool", optional=True)),
+                (FieldUse("logprobs", "logprobs", "token", "float"),),
+            ),
+        )
+    }
+)

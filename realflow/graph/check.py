@@ -1,0 +1,370 @@
+"""What only the whole graph can tell: who writes what is read, cycles, models, sizes, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from realflow.graph.calls import Draft
+from realflow.graph.schema import Report, nearest
+from realflow.graph.types import EXTENTS, Call, DataSpec, Dtype, Extent, FieldUse, ModelSpec
+from realflow.graph.yamlfile import KeyPath
+
+DATA = "data"
+_NUMERIC = ("int", "float", "bool")
+_ACCEPTS: Mapping[Dtype, tuple[Dtype, ...]] = {
+    "int": ("int",),
+    "float": ("float", "int", "bool"),
+    "bool": ("bool",),
+    "text": ("text",),
+    "any": ("int", "float", "bool", "text", "any"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of the graph: who writes it (a call, or `data`), and of what extent and dtype."""
+
+    name: str
+    writer: str
+    extent: Extent
+    dtype: Dtype
+    path: KeyPath
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Calls in topological order with their reads complete, and every field."""
+
+    calls: tuple[Call, ...]
+    columns: Mapping[str, Column]
+
+
+def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
+    """Connect calls by field names, and check everything that hangs on it."""
+    columns = _columns(drafts, data, report)
+    complete = all(draft.sound for draft in drafts)
+    drafts = [_complete(draft, data, columns) for draft in drafts]
+    for draft in drafts:
+        _check_reads(draft, columns, complete, report)
+    dtypes = _data_dtypes(drafts, columns, report)
+    columns = {
+        name: replace(column, dtype=dtypes.get(name, column.dtype)) for name, column in columns.items()
+    }
+    calls = {draft.call.name: draft.call for draft in drafts}
+    order = _topological(calls, columns, report)
+    if order is not None:
+        origins = _check_alignment(order, calls, columns, report)
+        calls = {name: _with_temperature(call, calls, origins) for name, call in calls.items()}
+    _check_periods(calls, columns, report)
+    _check_sampling(calls, report)
+    return Wiring(tuple(calls[name] for name in order or calls), columns)
+
+
+def _columns(drafts: Sequence[Draft], data: DataSpec, report: Report) -> dict[str, Column]:
+    """Every field with its one writer; a second writer is a problem."""
+    columns = {name: Column(name, DATA, "prompt", "any", (DATA, "fields", name)) for name in data.fields}
+    if data.tokenize is not None:
+        for name, dtype in (("tokens", "int"), ("loss_mask", "bool")):
+            if name in columns:
+                report.add((DATA, "fields", name), f"'tokenize' writes {name!r} already; remove it here")
+            columns[name] = Column(name, DATA, "token", dtype, (DATA, "tokenize"))  # type: ignore[arg-type]
+    for draft in drafts:
+        call = draft.call
+        for use in call.decl.writes if draft.sound else ():
+            name = call.writes.get(use.name, use.field)
+            path = ("calls", call.name, *(("writes", use.name) if name != use.field else ()))
+            if name in columns:
+                other = columns[name]
+                line = report.document.line(other.path)
+                place = f" (line {line})" if line is not None else ""
+                who = "data" if other.writer == DATA else f"call {other.writer}"
+                report.add(
+                    path,
+                    f"writes the field {name!r}, which {who}{place} writes too; rename one, such as "
+                    f"'writes: {{{use.name}: {call.name}_{use.name}}}'",
+                )
+                continue
+            columns[name] = Column(name, call.name, use.extent, use.dtype, path)
+    return columns
+
+
+def _complete(draft: Draft, data: DataSpec, columns: Mapping[str, Column]) -> Draft:
+    """The draft with the data's columns where its function takes them all, and without optional
+    reads that nothing writes."""
+    call = draft.call
+    decl, reads = call.decl, dict(call.reads)
+    if decl.takes_columns:
+        taken = {use.field for use in decl.reads} | {use.name for use in decl.reads}
+        extra = tuple(FieldUse(name, name, "sample", "any") for name in data.fields if name not in taken)
+        decl = replace(decl, reads=decl.reads + extra)
+        reads |= {use.name: use.name for use in extra}
+    for use in decl.reads:
+        if use.optional and use.name not in draft.renamed and reads.get(use.name) not in columns:
+            reads.pop(use.name, None)
+    return replace(draft, call=replace(call, decl=decl, reads=reads))
+
+
+def _check_reads(draft: Draft, columns: Mapping[str, Column], complete: bool, report: Report) -> None:
+    """Missing fields, extents and dtypes; options that require a field that is not there."""
+    call = draft.call
+    for use in draft.uses if draft.sound else ():
+        if use.name not in call.reads:
+            continue
+        name = call.reads[use.name]
+        path = ("calls", call.name, *(("reads", use.name) if use.name in draft.renamed else ()))
+        column = columns.get(name)
+        word = f"{name!r}" if name == use.name else f"{name!r} (as {use.name!r})"
+        if column is None:
+            if complete:  # otherwise the call that could not be read may be its writer
+                report.add(
+                    path, f"reads the field {word}, which nothing writes; {_missing_hint(name, columns)}"
+                )
+        elif message := _mismatch(use, column):
+            who = "data" if column.writer == DATA else f"call {column.writer}"
+            report.add(path, f"reads the field {word} {message} (written by {who})")
+    for option, name in call.decl.requires.items():
+        if call.options.get(option) and name not in call.reads and complete:
+            report.add(
+                ("calls", call.name, "options", option),
+                f"found {call.options[option]}, but nothing writes {name!r}, which it needs; add a call that does "
+                "or set it to 0",
+            )
+
+
+def _missing_hint(name: str, columns: Mapping[str, Column]) -> str:
+    if name in ("tokens", "loss_mask"):
+        return "a generate call writes it, or data with 'tokenize: <model>'"
+    advice = nearest(name, columns)
+    return f"{advice} ('reads' renames; 'data.fields' adds a column)"
+
+
+def _mismatch(use: FieldUse, column: Column) -> str | None:
+    """What keeps a read from taking a field, or None."""
+    coarser = EXTENTS.index(column.extent) <= EXTENTS.index(use.extent)
+    if not coarser:
+        return f"with a value for each {use.extent}, found one for each {column.extent}"
+    if use.extent == "token" and column.extent != "token" and column.dtype not in _NUMERIC:
+        found = f"{column.dtype} for each {column.extent}"
+        return f"for each token, found {found}, which cannot be repeated over tokens"
+    from_data = column.dtype == "any" and column.writer == DATA  # its values are checked when they are read
+    if not from_data and column.dtype not in _ACCEPTS[use.dtype]:
+        return f"as {use.dtype}, found {column.dtype}"
+    return None
+
+
+def _data_dtypes(drafts: Sequence[Draft], columns: Mapping[str, Column], report: Report) -> dict[str, Dtype]:
+    """Columns of the data take the dtype that their readers agree on."""
+    found: dict[str, Dtype] = {}
+    for draft in drafts:
+        for use in draft.uses if draft.sound else ():
+            column = columns.get(draft.call.reads.get(use.name, ""))
+            if column is None or column.writer != DATA or column.dtype != "any" or use.dtype == "any":
+                continue
+            before = found.setdefault(column.name, use.dtype)
+            if before == use.dtype:
+                continue
+            if {before, use.dtype} <= {"int", "float"}:
+                found[column.name] = "int"
+                continue
+            report.add(
+                ("calls", draft.call.name),
+                f"reads the column {column.name!r} as {use.dtype}, another call as {before}; they must agree",
+            )
+    return found
+
+
+def _topological(
+    calls: Mapping[str, Call], columns: Mapping[str, Column], report: Report
+) -> list[str] | None:
+    """Names in topological order, ties in the order of the file; None where calls form a cycle."""
+    import networkx as nx  # costs 0.15 s to import, which reading a file should not
+
+    graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+    graph.add_nodes_from(calls)
+    for call in calls.values():
+        for name in call.reads.values():
+            if name in columns and columns[name].writer in calls:
+                graph.add_edge(columns[name].writer, call.name, field=name)
+    place = {name: index for index, name in enumerate(calls)}
+    loops = [part for part in nx.strongly_connected_components(graph) if len(part) > 1]
+    loops += [{name} for name in calls if graph.has_edge(name, name)]
+    for part in sorted(loops, key=lambda names: min(place[name] for name in names)):
+        first = min(part, key=place.__getitem__)
+        edges = nx.find_cycle(graph.subgraph(part), source=first)
+        chain = "".join(f"{a} -[{graph.edges[a, b, key]['field']}]-> " for a, b, key in edges) + edges[-1][1]
+        report.add(("calls", edges[0][0]), f"calls wait for one another in a circle: {chain}; rename a field")
+    if loops:
+        return None
+    return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
+
+
+def _check_alignment(
+    order: Sequence[str], calls: Mapping[str, Call], columns: Mapping[str, Column], report: Report
+) -> dict[str, str]:
+    """Token fields of one call must all belong to the same tokens.
+
+    Returns, for every token field, who made the tokens that it is aligned with.
+    """
+    origins = {
+        name: DATA for name, column in columns.items() if column.writer == DATA and column.extent == "token"
+    }
+    for call in (calls[name] for name in order):
+        found = {name: origins[name] for name in call.reads.values() if name in origins}
+        if len(set(found.values())) > 1:
+            pairs = ", ".join(f"{name!r} ({origin})" for name, origin in found.items())
+            report.add(
+                ("calls", call.name), f"reads token fields of different tokens: {pairs}; they must be of one"
+            )
+        origin = call.name if call.op == "generate" else next(iter(found.values()), None)
+        for name in call.writes.values():
+            if name not in columns or columns[name].writer != call.name or columns[name].extent != "token":
+                continue
+            if origin is None:
+                report.add(
+                    ("calls", call.name),
+                    f"writes {name!r} for each token, but reads no field for each token; expected it to read one, "
+                    "such as 'tokens'",
+                )
+            else:
+                origins[name] = origin
+    return origins
+
+
+def _with_temperature(call: Call, calls: Mapping[str, Call], origins: Mapping[str, str]) -> Call:
+    """A call that computes logprobs does so at the temperature at which its tokens were drawn."""
+    if call.op not in ("infer", "train"):
+        return call
+    origin = calls.get(origins.get(call.reads.get("tokens", ""), DATA))
+    if origin is None or origin.sampling is None or origin.sampling.temperature == 0:
+        return call
+    return replace(call, temperature=origin.sampling.temperature)
+
+
+def _check_sampling(calls: Mapping[str, Call], report: Report) -> None:
+    """A trainer recomputes logprobs over the whole vocabulary: it must have been sampled from."""
+    for rollout in calls.values():
+        sampling = rollout.sampling
+        if sampling is None:
+            continue
+        off = {
+            "temperature": sampling.temperature == 0,
+            "top_k": sampling.top_k > 0,
+            "top_p": sampling.top_p < 1,
+        }
+        name = rollout.writes.get("logprobs")
+        readers = [call.name for call in calls.values() if call.op == "train" and name in call.reads.values()]
+        for key in (key for key, on in off.items() if on and readers):
+            value = getattr(sampling, key)
+            report.add(
+                ("calls", rollout.name, key),
+                f"found {value:g}, but call {readers[0]} trains on the field {name!r}: logprobs that it recomputes "
+                "over the whole vocabulary cannot match; use a temperature above 0, top_k 0 and top_p 1",
+            )
+
+
+def _check_periods(calls: Mapping[str, Call], columns: Mapping[str, Column], report: Report) -> None:
+    """What a call reads must be there in every step in which it runs."""
+    for call in calls.values():
+        for name in dict.fromkeys(call.reads.values()):
+            writer = calls.get(columns[name].writer) if name in columns else None
+            if writer is not None and writer.every and (call.every or 1) % writer.every:
+                rhythm = f"every {call.every} steps" if call.every else "in every step"
+                report.add(
+                    ("calls", call.name),
+                    f"runs {rhythm} and reads {name!r}, which call {writer.name} writes only every {writer.every} "
+                    f"steps; give it 'every: {writer.every} steps', or a multiple",
+                )
+
+
+def check_models(
+    models: Mapping[str, ModelSpec], calls: Sequence[Call], data: DataSpec, report: Report
+) -> None:
+    """Each model is used, and is trained by one call just where it has an optimizer."""
+    trains: dict[str, Call] = {}
+    for call in calls:
+        if call.op != "train" or call.model is None:
+            continue
+        if call.model in trains:
+            first = trains[call.model]
+            message = f"trains {call.model!r}, which call {first.name} trains too; a model has one train call"
+            report.add(("calls", call.name, "model"), message)
+        elif models[call.model].optimizer is None:
+            message = (
+                f"trains {call.model!r}, which has no optimizer; add 'optimizer' under models.{call.model}"
+            )
+            report.add(("calls", call.name, "model"), message)
+        trains.setdefault(call.model, call)
+    used = {call.model for call in calls} | {data.tokenize}
+    for name, model in models.items():
+        if name not in used:
+            report.add(("models", name), "no call uses this model; remove it, or name it in a call")
+        elif model.optimizer is not None and name not in trains:
+            report.add(
+                ("models", name, "optimizer"),
+                f"no call trains {name!r}; remove the optimizer or add a train call",
+            )
+    if data.tokenize is not None and data.tokenize not in models:
+        report.add(("data", "tokenize"), f"unknown model {data.tokenize!r}; {nearest(data.tokenize, models)}")
+
+
+def check_sizes(calls: Sequence[Call], data: DataSpec, report: Report) -> tuple[int, int]:
+    """Prompts of a step and samples of a prompt, from the generate call or the data.
+
+    Returns `(1, 1)` where they cannot be told (which is reported).
+    """
+    rollouts = [call for call in calls if call.op == "generate"]
+    if not rollouts:
+        if data.batch is None and "batch" not in report.document.value.get("data", {}):
+            report.add(
+                ("data",), "'batch' is missing; without a generate call it says how many prompts make a step"
+            )
+        prompts, samples = (data.batch.count if data.batch else 1), 1
+        sized = data.batch is not None
+    else:
+        if data.batch is not None:
+            message = "call " + rollouts[0].name + " says how many prompts make a step; remove 'batch' here"
+            report.add(("data", "batch"), message)
+        prompts, samples, sized = _rollout_sizes(rollouts, report)
+    for call in calls:
+        if sized and call.op == "train" and not _divides(prompts, samples, call.minibatches):
+            unit = (
+                f"{prompts} prompts"
+                if samples == 1 or call.minibatches <= prompts
+                else f"{prompts * samples} samples"
+            )
+            report.add(
+                ("calls", call.name, "minibatches"),
+                f"found {call.minibatches}, but {unit} do not divide into so many equal minibatches",
+            )
+    return prompts, samples
+
+
+def _rollout_sizes(rollouts: Sequence[Call], report: Report) -> tuple[int, int, bool]:
+    """Prompts and samples of the generate calls, which must agree, and whether they could be told."""
+    sizes = []
+    for call in rollouts:
+        if call.batch is None:
+            continue
+        count, samples = call.batch.count, call.samples
+        if call.batch.unit == "samples":
+            if count % samples:
+                message = f"found {count} samples, but {samples} samples a prompt do not divide it"
+                report.add(("calls", call.name, "batch"), message)
+                continue
+            count //= samples
+        sizes.append((call, count, samples))
+    for call, count, samples in sizes[1:]:
+        first, *wanted = sizes[0]
+        if [count, samples] != wanted:
+            report.add(
+                ("calls", call.name, "batch"),
+                f"{count} prompts of {samples} samples, but call {first.name} has {wanted[0]} of {wanted[1]}; "
+                "all generate calls of a graph have the same",
+            )
+    return (sizes[0][1], sizes[0][2], True) if len(sizes) == len(rollouts) else (1, 1, False)
+
+
+def _divides(prompts: int, samples: int, minibatches: int) -> bool:
+    """Minibatches hold whole groups while there are enough of them, and then samples."""
+    return (prompts if minibatches <= prompts else prompts * samples) % minibatches == 0

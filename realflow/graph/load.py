@@ -1,0 +1,202 @@
+"""A graph file, text or mapping read into a checked `Graph`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from realflow.errors import InputError, Problem
+from realflow.graph.calls import read_calls
+from realflow.graph.check import check_models, check_sizes, wire
+from realflow.graph.params import apply_params, escape
+from realflow.graph.schema import FILE_NAME, STEPS, TEXT, Kind, Report, Section, named, whole
+from realflow.graph.sections import read_data, read_models
+from realflow.graph.types import Call, DataSpec, Graph, ModelSpec, OptimizerSpec, Sampling
+from realflow.graph.yamlfile import BROKEN, Document, load_yaml, parse_yaml
+
+TOP_KEYS = (
+    "name",
+    "params",
+    "models",
+    "data",
+    "calls",
+    "max_staleness",
+    "steps",
+    "seed",
+    "checkpoint",
+    "folder",
+)
+_NAME = named("a name of letters, digits, '.', '_' and '-'", FILE_NAME)
+
+
+def load_graph(source: Path | str | Mapping[str, Any] | Document, overrides: Sequence[str] = ()) -> Graph:
+    """Read and check a graph.
+
+    `source` is a file, YAML text, plain values, or a part of a document that was read before (a
+    graph inside a plan). `overrides` are texts `key=value` that set keys under `params`. User
+    functions are imported, with the file's folder on the import path.
+
+    Raises InputError with every problem found, in the order of the file.
+    """
+    problems: list[Problem] = []
+    document = _read(source, problems)
+    if not isinstance(document.value, Mapping):
+        found = "is empty" if document.value is None else "holds no mapping"
+        raise InputError(
+            [*problems, document.problem((), f"{found}; expected a graph (name, models, data, calls, steps)")]
+        )
+    document, origins = apply_params(document, overrides, problems)
+    report = Report(document, problems, origins)
+    folder = source.resolve().parent if isinstance(source, Path) else None
+    graph = _graph(Section(report, (), document.value, True), report, folder)
+    report.finish()
+    return graph
+
+
+def _read(source: Path | str | Mapping[str, Any] | Document, problems: list[Problem]) -> Document:
+    if isinstance(source, Document):
+        return source
+    if isinstance(source, Path):
+        return load_yaml(source, problems)
+    if isinstance(source, Mapping):
+        return Document(source)
+    if "\n" not in source and source.endswith((".yaml", ".yml")):
+        raise InputError(
+            f"{source!r} is a path, expected YAML text; give pathlib.Path({source!r}) to read the file"
+        )
+    return parse_yaml(source, "", problems)
+
+
+def _graph(top: Section, report: Report, folder: Path | None) -> Graph:
+    name = top.need("name", _NAME, "")
+    given = top.take("folder", TEXT, None)
+    if given is not None:
+        folder = Path(given)
+    models = read_models(top.section("models", required=True, expected="a mapping from names to models"))
+    data_section = top.section("data", required=True, expected="a mapping that says where prompts come from")
+    data = read_data(data_section)
+    drafts = read_calls(
+        top.section("calls", required=True, expected="a mapping from names to calls"), models, folder
+    )
+    checkpoint = top.section("checkpoint")
+    every = checkpoint.need("every", STEPS, None) if "checkpoint" in top else None
+    checkpoint.close(("every",))
+    steps = top.need("steps", whole(1), 1)
+    seed = top.take("seed", whole(0, 2**63 - 1), 1)
+    staleness = top.take("max_staleness", whole(), 0)
+    params = _params(top)
+    top.close(TOP_KEYS)
+
+    wiring = wire(drafts, data, report)
+    check_models(models, wiring.calls, data, report)
+    prompts, samples = check_sizes(wiring.calls, data, report) if data_section.sound else (1, 1)
+    return Graph(
+        name=name,
+        models=models,
+        data=data,
+        calls=wiring.calls,
+        steps=steps,
+        prompts=prompts,
+        samples=samples,
+        seed=seed,
+        max_staleness=staleness,
+        checkpoint_every=every,
+        params=params,
+        extents={name: column.extent for name, column in wiring.columns.items()},
+        dtypes={name: column.dtype for name, column in wiring.columns.items()},
+        folder=str(folder) if folder is not None and _needs_folder(data, wiring.calls) else "",
+    )
+
+
+def _params(top: Section) -> dict[str, Any]:
+    section = top.section("params", expected="a mapping from names to values")
+    names = section.names(named("a name of letters, digits and _"))
+    return {name: section.items[name] for name in names if section.items[name] is not BROKEN}
+
+
+def _needs_folder(data: DataSpec, calls: Sequence[Call]) -> bool:
+    """Whether anything is imported from, or read beside, the graph file."""
+    relative = data.path is not None and not Path(data.path).is_absolute()
+    return relative or ":" in data.source or any(":" in call.decl.name for call in calls)
+
+
+def graph_to_mapping(graph: Graph) -> dict[str, Any]:
+    """Plain values that `load_graph` reads back into an equal graph. Defaults are left out, params
+    are kept although everything is filled in."""
+    result: dict[str, Any] = {"name": graph.name}
+    if graph.params:
+        result["params"] = dict(graph.params)
+    result["models"] = {name: _model_mapping(model) for name, model in graph.models.items()}
+    result["data"] = _data_mapping(graph.data)
+    result["calls"] = {call.name: _call_mapping(call) for call in graph.calls}
+    result |= {"max_staleness": graph.max_staleness, "steps": graph.steps, "seed": graph.seed}
+    if graph.checkpoint_every is not None:
+        result["checkpoint"] = {"every": f"{graph.checkpoint_every} steps"}
+    if graph.folder:
+        result["folder"] = graph.folder
+    escaped: dict[str, Any] = escape(result)
+    return escaped
+
+
+def _changed(value: Any, default: Any, *names: str) -> dict[str, Any]:
+    """The attributes of a value that differ from those of a default one."""
+    return {name: getattr(value, name) for name in names if getattr(value, name) != getattr(default, name)}
+
+
+def _model_mapping(model: ModelSpec) -> dict[str, Any]:
+    result: dict[str, Any] = {"path": model.path, "dtype": model.dtype}
+    if model.optimizer is not None:
+        spec = model.optimizer
+        changed = _changed(
+            spec, OptimizerSpec(), *(key for key in OptimizerSpec.__dataclass_fields__ if key != "name")
+        )
+        result["optimizer"] = {"name": spec.name, "lr": spec.lr} | changed
+    return result
+
+
+def _data_mapping(data: DataSpec) -> dict[str, Any]:
+    default = DataSpec("", {})
+    result = {"source": data.source} | _changed(data, default, "task", "path", "options", "size")
+    result["fields"] = dict(data.fields)
+    result |= _changed(data, default, "unique", "shuffle", "tokenize", "max_length", "chat")
+    if data.test or data.use != "train":
+        result["split"] = {"test": data.test, "use": data.use}
+    if data.batch is not None:
+        result["batch"] = str(data.batch)
+    return result
+
+
+def _call_mapping(call: Call) -> dict[str, Any]:
+    default = Call("", "function", call.decl)
+    result: dict[str, Any] = ({"model": call.model} if call.model else {}) | {"op": call.op}
+    if call.op != "generate":
+        result["use"] = call.decl.name
+    if call.batch is not None:
+        result |= {"batch": str(call.batch), "samples": call.samples}
+    if call.sampling is not None:
+        result["max_new_tokens"] = call.sampling.max_new_tokens
+        result |= _changed(call.sampling, Sampling(1), "temperature", "top_k", "top_p", "stop")
+    result |= _changed(call, default, "chat", "minibatches", "timeout")
+    if call.every is not None:
+        result["every"] = f"{call.every} steps"
+    options = {key: value for key, value in call.options.items() if key in call.decl.options}
+    if changed := {key: value for key, value in options.items() if _differs(value, call.decl.options[key])}:
+        result["options"] = changed
+    if call.op == "train" and call.options.get("normalise") != "token":
+        result["normalise"] = call.options["normalise"]
+    for key, uses in (("reads", call.decl.reads), ("writes", call.decl.writes)):
+        fields = {use.name: use.field for use in uses}
+        renamed = {
+            name: field for name, field in getattr(call, key).items() if fields.get(name, name) != field
+        }
+        if renamed:
+            result[key] = renamed
+    return result
+
+
+def _differs(value: Any, default: Any) -> bool:
+    return type(value) is not type(default) or value != default
+
+
+__all__ = ["TOP_KEYS", "Kind", "graph_to_mapping", "load_graph"]

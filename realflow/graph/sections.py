@@ -1,0 +1,171 @@
+"""The models and the data of a graph file read into values: each key, its type and its bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from realflow.graph.schema import (
+    FILE_NAME,
+    FLAG,
+    TEXT,
+    Kind,
+    Section,
+    Wrong,
+    amount,
+    named,
+    nearest,
+    number,
+    one_of,
+    whole,
+)
+from realflow.graph.types import DataSpec, ModelSpec, OptimizerSpec
+
+DTYPES = ("bfloat16", "float32", "float64")
+SCHEDULES = ("constant", "linear", "cosine")
+REASONING_GYM_COLUMNS = ("question", "answer", "entry")
+
+_OPTIMIZERS = ("adamw",)
+_DATA_KEYS = (
+    "source", "task", "path", "options", "size", "fields", "unique", "split", "shuffle", "batch", "tokenize",
+    "max_length", "chat",
+)  # fmt: skip
+
+MODEL_NAME = named("a name of letters, digits, _, . and -", FILE_NAME)
+_FIELD = named("the name of a field (letters, digits and _)")
+
+
+def read_models(section: Section) -> dict[str, ModelSpec]:
+    """`models:` as values, without those whose name cannot be read."""
+    models = {}
+    for name in section.names(MODEL_NAME):
+        model = section.section(name)
+        models[name] = ModelSpec(
+            name,
+            path=model.need("path", TEXT, ""),
+            dtype=model.take("dtype", one_of(*DTYPES), "bfloat16"),
+            optimizer=_read_optimizer(model.section("optimizer")) if "optimizer" in model else None,
+        )
+        model.close(("path", "dtype", "optimizer"))
+    if section.sound and not section.items:
+        section.problem("is empty; expected at least one model")
+    return models
+
+
+def _read_optimizer(section: Section) -> OptimizerSpec:
+    spec = OptimizerSpec(
+        name=section.take("name", one_of(*_OPTIMIZERS), "adamw"),
+        lr=section.take("lr", number("a number >= 0", least=0), 1e-6),
+        betas=section.take("betas", _BETAS, (0.9, 0.999)),
+        eps=section.take("eps", number("a number > 0", above=0), 1e-8),
+        weight_decay=section.take("weight_decay", number("a number >= 0", least=0), 0.0),
+        clip_norm=section.take("clip_norm", number("a number > 0", above=0), 1.0),
+        schedule=section.take("schedule", one_of(*SCHEDULES), "constant"),
+        warmup_steps=section.take("warmup_steps", whole(), 0),
+        min_lr=section.take("min_lr", number("a number >= 0", least=0), 0.0),
+    )
+    if spec.min_lr > spec.lr:
+        section.problem(f"found {spec.min_lr:g}, expected at most lr, which is {spec.lr:g}", "min_lr")
+    section.close(tuple(OptimizerSpec.__dataclass_fields__))
+    return spec
+
+
+def _read_betas(value: Any) -> tuple[float, float]:
+    beta = number("", least=0, below=1)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise Wrong
+    return beta.read(value[0]), beta.read(value[1])
+
+
+_BETAS: Kind[tuple[float, float]] = Kind("a list of two numbers in [0, 1)", _read_betas)
+
+
+def read_data(section: Section) -> DataSpec:
+    """`data:` as a value."""
+    fields = section.section("fields", required=True, expected="a mapping from fields to columns")
+    split = section.section("split")
+    spec = DataSpec(
+        source=section.need("source", _SOURCE, ""),
+        fields={name: fields.take(name, TEXT, name) for name in fields.names(_FIELD)},
+        task=section.take("task", TEXT, None),
+        path=section.take("path", TEXT, None),
+        options=plain_mapping(section, "options"),
+        size=section.take("size", whole(1), None),
+        shuffle=section.take("shuffle", FLAG, True),
+        tokenize=section.take("tokenize", TEXT, None),
+        max_length=section.take("max_length", whole(2), None),
+        unique=section.take("unique", TEXT, None),
+        test=split.need("test", number("a fraction from 0 up to, not including, 1", least=0, below=1), 0.0)
+        if "split" in section
+        else 0.0,
+        use=split.take("use", one_of("train", "test"), "train"),
+        batch=section.take("batch", amount("prompts", "samples"), None),
+        chat=section.take("chat", FLAG, True),
+    )
+    split.close(("test", "use"))
+    section.close(_DATA_KEYS)
+    _check_source(section, spec)
+    _check_data(section, spec)
+    return spec
+
+
+def _read_source(value: Any) -> str:
+    if not isinstance(value, str) or (value not in _SOURCE_KEYS and ":" not in value):
+        raise Wrong(nearest(value, _SOURCE_KEYS) if isinstance(value, str) else "")
+    return value
+
+
+# Keys that only some sources take, and which of them each needs.
+_SOURCE_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "reasoning_gym": (("task", "options", "size"), ("task",)),
+    "jsonl": (("path",), ("path",)),
+    "parquet": (("path",), ("path",)),
+}
+_FUNCTION_KEYS = (("path", "options", "size"), ())
+_SOURCE = Kind("reasoning_gym, jsonl, parquet or package.module:function", _read_source)
+
+
+def _check_source(section: Section, spec: DataSpec) -> None:
+    """Keys that the source does not take, or lacks."""
+    if not spec.source:
+        return
+    taken, needed = _SOURCE_KEYS.get(spec.source, _FUNCTION_KEYS)
+    for key in ("task", "path", "options", "size"):
+        if key in section and key not in taken:
+            section.problem(f"the source {spec.source} takes no {key!r}; remove it", key)
+    for key in needed:
+        if key not in section:
+            section.problem(f"{key!r} is missing; the source {spec.source} needs it")
+    if spec.source == "reasoning_gym":
+        columns = {("fields", name): column for name, column in spec.fields.items()}
+        for place, column in (columns | ({("unique",): spec.unique} if spec.unique else {})).items():
+            if column not in REASONING_GYM_COLUMNS:
+                advice = nearest(column, REASONING_GYM_COLUMNS)
+                section.problem(f"the source reasoning_gym has no column {column!r}; {advice}", *place)
+
+
+def _check_data(section: Section, spec: DataSpec) -> None:
+    if spec.use == "test" and spec.test == 0:
+        section.problem("'use: test' needs a held-out fraction; set 'test' above 0", "split")
+    if spec.test > 0 and spec.unique is None:
+        section.problem(
+            "a split needs 'unique': the column whose equal values stay on one side of it", "split"
+        )
+    if spec.tokenize is None:
+        for key in ("max_length", "chat"):
+            if key in section:
+                section.problem(
+                    f"{key!r} is for data that is tokenized; set 'tokenize' to a model or remove it", key
+                )
+        return
+    for name in ("prompt", "completion"):
+        if name not in spec.fields and "fields" in section:
+            section.problem(
+                f"'tokenize' needs the field {name!r}; name its column under 'fields'", "tokenize"
+            )
+
+
+def plain_mapping(section: Section, key: str) -> dict[str, Any]:
+    """A mapping of plain values under a key."""
+    inner = section.section(key)
+    return {name: inner.items[name] for name in inner.names(Kind("text", TEXT.read))}
