@@ -61,7 +61,7 @@ def _name(run: RunData) -> str:
 def _head(run: RunData) -> str:
     planned, done = run.steps_planned, run.steps_done
     if planned is None:
-        style, text = "none", f"{done} steps"
+        style, text = "none", plural(done, "step")
     elif done >= planned:
         style, text = "good", f"complete: {done} of {planned} steps"
     else:
@@ -73,7 +73,7 @@ def _head(run: RunData) -> str:
         facts.extend(f"{model.name} {model.path} ({model.dtype})" for model in graph.models.values())
         facts.append(f"{graph.prompts} prompts × {graph.samples} samples a step")
         facts.append(f"seed {graph.seed}")
-        facts.append(f"{run.plan.world_size} ranks")
+        facts.append(plural(run.plan.world_size, "rank"))
     return (
         f'<div class="head"><h1>{escape(_name(run))}</h1><span class="pill {style}">{text}</span></div>'
         f'<p class="sub">{escape(" · ".join(facts))}</p>'
@@ -84,11 +84,15 @@ def _tiles(run: RunData) -> str:
     """The few numbers that say how it went."""
     tiles = []
     rewards = run.values(REWARD)
-    if rewards:
-        count = min(RECENT, len(rewards))
+    if len(rewards) > 1:
+        count = min(RECENT, len(rewards) // 2)
         first, last = mean_of(rewards[:count]), mean_of(rewards[-count:])
         tiles.append(
-            ("Mean reward", f"{first:.3f} → {last:.3f}", f"first and last {count} steps, {last - first:+.3f}")
+            (
+                "Mean reward",
+                f"{first:.2f} → {last:.2f}",
+                f"first and last {plural(count, 'step')}, {last - first:+.3f}",
+            )
         )
     seconds = timing.step_seconds(run)
     if seconds is not None:
@@ -114,6 +118,11 @@ def _tiles(run: RunData) -> str:
         for name, value, more in tiles
     )
     return f'<div class="tiles">{cards}</div>' if cards else ""
+
+
+def plural(count: int, word: str) -> str:
+    """`1 step`, `5 steps`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _troubles(run: RunData) -> str:

@@ -36,7 +36,7 @@ a { color: var(--c0); }
   margin-top: 20px; }
 .card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 14px 16px; }
 .tile .name { color: var(--soft); font-size: 13px; }
-.tile .value { font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tile .value { font-size: 21px; white-space: nowrap; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile .more { color: var(--soft); font-size: 12.5px; }
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; align-items: start; }
 .three { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 14px; }
@@ -54,7 +54,7 @@ svg .tick { fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--edge); }
 svg .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round;
   stroke-linecap: round; }
-svg .line.faint { stroke-width: 1.25; opacity: .4; }
+svg .line.faint { stroke-width: 1.25; opacity: .5; }
 svg .dot, svg .fill { fill: currentColor; } svg .dot { stroke: var(--card); stroke-width: 1.5; }
 svg .dot.faint { opacity: .4; }
 svg .fill.thin { opacity: .75; }
@@ -81,13 +81,13 @@ td.bars { width: 38%; padding-right: 0; vertical-align: middle; }
 .group { margin-top: 12px; }
 .prompt { white-space: pre-wrap; overflow-wrap: anywhere; font-weight: 600; }
 .answer { color: var(--soft); font-size: 13px; margin: 2px 0 6px; overflow-wrap: anywhere; }
-.sample { display: grid; grid-template-columns: 58px minmax(0, 1fr) 96px; gap: 10px; padding: 5px 0;
+.sample { display: grid; grid-template-columns: 58px minmax(0, 1fr) auto; gap: 10px; padding: 5px 0;
   border-top: 1px solid var(--grid); align-items: start; }
 .chip { border-radius: 6px; padding: 1px 7px; font-size: 13px; font-weight: 600; text-align: center;
   font-variant-numeric: tabular-nums; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.end { color: var(--soft); font-size: 12px; text-align: right; }
+.end { color: var(--soft); font-size: 12px; text-align: right; white-space: nowrap; }
 details > summary { cursor: pointer; color: var(--soft); padding: 4px 0; }
 details[open] > summary { margin-bottom: 8px; }
 pre { overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; }

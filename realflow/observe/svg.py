@@ -135,7 +135,7 @@ def _frame_of(known: Sequence[tuple[float, float]], width: int, height: int, zer
 def _axes(frame: _Frame) -> str:
     parts = []
     bottom, right = frame.height - _BOTTOM, frame.width - _RIGHT
-    for value in ticks(frame.y_low, frame.y_high):
+    for value in ticks(frame.y_low, frame.y_high, 6):
         y = frame.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(_tick(_LEFT - 8, y + 4, short(value), "end"))

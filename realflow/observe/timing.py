@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from realflow.observe.learning import legend, series_of
+from realflow.observe.learning import legend
 from realflow.observe.rundata import RunData, spans_of_step, step_of
-from realflow.observe.svg import COLOURS, Interval, line_chart, timeline_chart
+from realflow.observe.svg import COLOURS, Interval, Series, line_chart, timeline_chart
 from realflow.observe.trace import COMPUTE, Span, busy_by_rank, idle_fraction, split_name
 
 _TIMING = "timing_s/"
+_STEP_COLOUR = COLOURS - 1
 _MOST_ROWS = 128
 _MOST_BARS = 4000
 
@@ -116,6 +117,13 @@ def _interval(span: Span, origin: float, row: int, colours: Mapping[str, int]) -
     )
 
 
+def _timed(run: RunData) -> list[str]:
+    """What was timed: calls in the graph's order, then other things, the whole step last."""
+    names = [name.removeprefix(_TIMING) for name in run.names if name.startswith(_TIMING)]
+    place = {name: index for index, name in enumerate(_colours(run))}
+    return sorted(names, key=lambda name: (name == "step", place.get(name, len(place)), name))
+
+
 def _measured(run: RunData) -> dict[str, float]:
     """What took time -> its median seconds a step after the first step."""
     return {
@@ -139,16 +147,16 @@ def _calls(run: RunData) -> str:
     if not measured:
         return ""
     colours = _colours(run)
-    order = [name for name in colours if name in measured]
-    order += sorted(name for name in measured if name not in colours and name != "step")
-    order += ["step"] if "step" in measured else []
+    order = _timed(run)
     longest = max([*measured.values(), *(predicted.get(name, 0.0) for name in order)]) or 1.0
     rows = []
     for name in order:
+        if name not in measured:
+            continue
         got, said = measured[name], predicted.get(name)
-        bars = f'<div class="meter c{colours.get(name, 7)}" style="width:{100 * got / longest:.1f}%"></div>'
+        bars = _meter(f"c{colours.get(name, _STEP_COLOUR)}", got / longest)
         if said is not None:
-            bars += f'<div class="meter hollow" style="width:{100 * said / longest:.1f}%"></div>'
+            bars += _meter("hollow", said / longest)
         ratio = f"{got / said:.2f}" if said else ""
         rows.append(
             f'<tr><td>{escape(name)}</td><td class="num">{got:.3f}</td>'
@@ -168,9 +176,15 @@ def _calls(run: RunData) -> str:
     )
 
 
+def _meter(style: str, share: float) -> str:
+    return f'<div class="meter {style}" style="width:{100 * share:.1f}%"></div>'
+
+
 def _curves(run: RunData) -> str:
-    names = [name for name in run.names if name.startswith(_TIMING)]
-    lines = series_of(run, names, smooth=False)
+    colours = _colours(run)
+    lines = [
+        Series(name, run.series(_TIMING + name), colours.get(name, _STEP_COLOUR)) for name in _timed(run)
+    ]
     chart = line_chart(lines, label="Seconds of each call by step", width=1140, height=250, zero=True)
     if not chart:
         return ""

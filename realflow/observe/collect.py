@@ -1,0 +1,77 @@
+"""From what workers report to the metrics and trace of each step. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from realflow.graph.types import Graph
+from realflow.observe.trace import Span, busy_by_rank, idle_fraction, split_name
+from realflow.runtime.messages import DispatchDone
+
+
+@dataclass
+class _StepReport:
+    stats: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+
+
+def merge_stats(into: dict[str, list[float]], stats: Mapping[str, list[float]]) -> None:
+    """Merge [sum, count, min, max] entries."""
+    for name, (total, count, low, high) in stats.items():
+        if count == 0:
+            continue
+        old = into.get(name, [0.0, 0.0, math.inf, -math.inf])
+        into[name] = [old[0] + total, old[1] + count, min(old[2], low), max(old[3], high)]
+
+
+class Collector:
+    """Gathers the reports of each step until it ends."""
+
+    def __init__(self, graph: Graph, predicted: Mapping[str, float]) -> None:
+        self._graph = graph
+        self._predicted = predicted
+        self._reports: dict[int, _StepReport] = {}
+        self._between: list[Span] = []
+
+    def add(self, step: int, call: str, done: DispatchDone) -> list[Span]:
+        """Take a rank's report of a dispatch of `call`; `step` is -1 between steps. Returns its spans."""
+        spans = [Span(done.rank, done.dispatch, start, end) for start, end in done.spans]
+        if step < 0:
+            self._between.extend(spans)
+            return spans
+        report = self._reports.setdefault(step, _StepReport())
+        merge_stats(report.stats, done.stats)
+        report.values.update(done.values)
+        report.spans.extend(spans)
+        return spans
+
+    def finish(self, step: int, start: float, end: float) -> dict[str, float]:
+        """The metrics of a step that ran from `start` to `end` (seconds since the epoch)."""
+        report = self._reports.pop(step, _StepReport())
+        spans = report.spans + [span for span in self._between if start <= span.end <= end]
+        self._between = [span for span in self._between if span.end > end]
+        metrics = dict(report.values)
+        for name, (total, count, low, high) in report.stats.items():
+            metrics[f"{name}/mean"] = total / count
+            metrics[f"{name}/max"] = high
+            metrics[f"{name}/min"] = low
+        seconds = end - start
+        by_call: dict[str, list[Span]] = {}
+        for span in spans:
+            by_call.setdefault(split_name(span.name)[0], []).append(span)
+        for call in self._graph.calls:
+            if call.name in by_call:
+                measured = max(busy_by_rank(by_call[call.name], start, end).values())
+                metrics[f"timing_s/{call.name}"] = measured
+                if call.name in self._predicted:
+                    metrics[f"plan/predicted_s/{call.name}"] = self._predicted[call.name]
+                    metrics[f"plan/measured_s/{call.name}"] = measured
+        metrics["timing_s/step"] = seconds
+        metrics["perf/idle_fraction"] = idle_fraction(spans, start, end)
+        tokens = report.stats.get("response_length")
+        if tokens and seconds > 0:
+            metrics["perf/tokens_per_second"] = tokens[0] / seconds
+        return metrics

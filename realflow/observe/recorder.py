@@ -1,0 +1,64 @@
+"""The files of a run's directory, as the master writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from realflow.observe.metrics import MetricsLog, SamplesLog
+from realflow.observe.trace import Trace
+from realflow.planfile import Plan
+from realflow.observe.collect import Collector
+from realflow.runtime.directory import partial_directory, remove_partial
+from realflow.runtime.messages import DispatchDone
+
+class RunFiles:
+    """metrics.jsonl, samples.jsonl, TensorBoard, trace.json, checkpoints, error.txt."""
+
+    def __init__(self, run_dir: Path, plan: Plan) -> None:
+        self.run_dir = run_dir
+        predicted = {
+            name: call.predicted_seconds for name, call in plan.calls.items() if call.predicted_seconds is not None
+        }
+        self._collector = Collector(plan.graph, predicted)
+        self._metrics = MetricsLog(run_dir)
+        self._samples = SamplesLog(run_dir)
+        self._trace = Trace()
+
+    def report(self, step: int, call: str, done: DispatchDone) -> None:
+        """Take a rank's report of a dispatch."""
+        for span in self._collector.add(step, call, done):
+            self._trace.span(span.rank, span.name, span.start, span.end)
+        self._samples.write(done.rows)
+
+    def step(self, step: int, start: float, end: float) -> dict[str, float]:
+        """Write and return the metrics of a step."""
+        metrics = self._collector.finish(step, start, end)
+        self._metrics.step(step, metrics)
+        return metrics
+
+    def checkpoint(self, number: int, files: Mapping[str, str]) -> Path:
+        """Give a checkpoint whose parts are all written its final name."""
+        name = f"step-{number:06d}"
+        partial, final = partial_directory(self.run_dir, name), self.run_dir / "checkpoints" / name
+        with open(partial / "checksums.json", "w", encoding="utf-8") as file:
+            json.dump(dict(sorted(files.items())), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, final)
+        self._trace.write(self.run_dir / "trace.json")
+        return final
+
+    def close(self) -> None:
+        """The run is complete."""
+        self._trace.write(self.run_dir / "trace.json")
+
+    def failed(self, text: str) -> None:
+        """The run has failed: keep what was traced, say why, and leave nothing half-written."""
+        self._trace.write(self.run_dir / "trace.json")
+        partial = self.run_dir / "error.txt.partial"
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, self.run_dir / "error.txt")
+        remove_partial(self.run_dir)
