@@ -1,1 +1,1 @@
-"""Room."""
+"""Data: where prompts come from, packed batches, dividing them by estimated time."""
