@@ -124,7 +124,8 @@ class Execute:
 
     `shards`: for a train call one list of sample ids for each minibatch, else one list. `inputs`:
     [field, owner rank, sample ids] for every field that a call wrote. `lengths`: tokens of each
-    sample (0 where unknown).
+    sample of the shards, one after the other (empty where only workers can know them). `whole`: the
+    shards are entire minibatches, of which each replica takes its part by the same rule.
     """
 
     order: int
@@ -133,6 +134,8 @@ class Execute:
     step: int
     shards: list[list[int]]
     inputs: list[Any]
+    lengths: list[int] = field(default_factory=list)
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

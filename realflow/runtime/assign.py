@@ -1,0 +1,47 @@
+"""Which samples go to which data-parallel replica of a call. Pure.
+
+Minibatches are formed globally, in the order of sample ids and with groups kept whole, before
+anything is divided among ranks; only then is each divided by estimated time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from realflow.data.balance import partition
+
+Cost = Callable[[int], float]
+"""Estimated seconds (in any unit) of a sample of so many tokens."""
+
+
+def minibatches(ids: Sequence[int], group: int, count: int) -> list[list[int]]:
+    """Cut sample ids (in order) into `count` minibatches of whole groups of `group` samples."""
+    groups = len(ids) // group
+    assert groups * group == len(ids), (len(ids), group)
+    bounds = [groups * i // count * group for i in range(count + 1)]
+    return [list(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def divide(ids: Sequence[int], lengths: Mapping[int, int], parts: int, cost: Cost) -> list[list[int]]:
+    """Divide samples among `parts` replicas so that the slowest has as little as can be; ids stay sorted."""
+    if parts == 1:
+        return [list(ids)]
+    parcels = partition([cost(lengths.get(sample, 1)) for sample in ids], parts)
+    return [sorted(ids[i] for i in parcel) for parcel in parcels]
+
+
+def near_owner(
+    unit: Sequence[int], owners: Sequence[Mapping[int, int]], ranks: Sequence[int], load: Mapping[int, int]
+) -> int:
+    """The rank that should run a function on `unit`: one that already holds the most of its inputs,
+    if it is among the call's ranks, else the one with the least to do."""
+    held: dict[int, int] = {}
+    for table in owners:
+        for sample in unit:
+            rank = table.get(sample)
+            if rank is not None:
+                held[rank] = held.get(rank, 0) + 1
+    candidates = [rank for rank in ranks if held.get(rank)]
+    if candidates:
+        return max(candidates, key=lambda rank: (held[rank], -load.get(rank, 0), -rank))
+    return min(ranks, key=lambda rank: (load.get(rank, 0), rank))

@@ -1,0 +1,504 @@
+"""The master's core: a state machine without I/O. `handle(event, now) -> instructions`.
+
+Events come in (`Ready`, `SampleReady`, `DispatchDone`, `Failed`, `WorkerLost`, `Tick`), instructions
+go out: `To(rank, message)` for a worker, `StepDone`, `Saved`, `Finished`, `Abort` for the shell. The
+same events in the same order give the same instructions, so that a recorded run can be replayed.
+
+Rules, in the order in which they are applied:
+- step k opens when fewer than 1 + max_staleness steps are open, and when all weights that its
+  calls use are at most that many train dispatches old;
+- a call gets a unit (sample, group, batch) as soon as all its inputs are there; a train call also
+  waits for every other call of its model in that step;
+- before a call of a trained model runs elsewhere, the new weights are reallocated to it;
+- every ordered message carries a number that grows; each rank executes in that order;
+- a field is freed when the last call that reads it has finished the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from realflow.graph.types import Call, FieldUse, FunctionDecl, Graph
+from realflow.planfile import CallPlan, Plan
+from realflow.runtime.assign import Cost, divide, minibatches, near_owner
+from realflow.runtime.messages import (
+    DispatchDone,
+    Drain,
+    Execute,
+    Failed,
+    Feed,
+    Free,
+    Halt,
+    Message,
+    Open,
+    Ready,
+    Reallocate,
+    SampleReady,
+    Save,
+)
+from realflow.runtime.readiness import StepReadiness, last_readers, producers
+
+RECORD = ":record"
+"""Name of the call that the core adds to write samples.jsonl; no user's call can be named so."""
+
+
+# ---- events of the shell ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker's process is gone, or silent for too long."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; deadlines are looked at."""
+
+
+Event = Ready | SampleReady | DispatchDone | Failed | WorkerLost | Tick
+
+
+# ---- instructions -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class To:
+    """Send `message` to `rank`."""
+
+    rank: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """All calls of a step have ended."""
+
+    step: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """All ranks have written their part of the checkpoint of `step`: it can get its final name."""
+
+    step: int
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The run has failed; `text` says what, where, and what the others were doing."""
+
+    text: str
+
+
+Instruction = To | StepDone | Saved | Finished | Abort
+
+
+@dataclass
+class _Dispatch:
+    """A dispatch under way."""
+
+    name: str
+    step: int
+    call: str
+    pending: set[int]
+    ids: dict[int, list[int]]
+    started: float
+    deadline: float
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Stream:
+    """A generate dispatch: prompts not yet fed, and how many samples each replica still owes."""
+
+    waiting: list[int]
+    outstanding: dict[int, int]
+    drained: bool = False
+
+
+def with_record(plan: Plan) -> Plan:
+    """The plan with the call that records finished samples, if something is generated."""
+    graph = plan.graph
+    generate = next((call for call in graph.calls if call.op == "generate" and call.every is None), None)
+    if generate is None:
+        return plan
+    wanted = [
+        name
+        for writer in graph.calls
+        if writer.every is None
+        for name in writer.writes.values()
+        if graph.extents.get(name) == "sample" and name != "group_id"
+    ]
+    reads = tuple(FieldUse(name, name, "sample", graph.dtypes[name]) for name in wanted)
+    decl = FunctionDecl(RECORD, "function", reads=reads, scope="group")
+    call = Call(RECORD, "function", decl, reads={name: name for name in wanted})
+    where = plan.calls[generate.name]
+    return replace(
+        plan,
+        graph=replace(graph, calls=(*graph.calls, call)),
+        calls={**plan.calls, RECORD: replace(where, engine="python")},
+    )
+
+
+def replicas(where: CallPlan) -> tuple[int, ...]:
+    """The rank that speaks for each data-parallel replica of a call (tensor rank 0 of the last stage)."""
+    mesh = where.mesh
+    return tuple(mesh.rank_at(pp=where.layout.pp - 1, dp=dp) for dp in range(where.layout.dp))
+
+
+class Core:
+    """The state of a run. One event at a time; `now` is in seconds of any steady clock."""
+
+    def __init__(self, plan: Plan, *, start_step: int = 0, cost: Cost | None = None) -> None:
+        self.plan = with_record(plan)
+        self.graph: Graph = self.plan.graph
+        self.cost: Cost = cost or (lambda tokens: float(tokens))
+        self.versions = dict.fromkeys(self.graph.trained(), 0)
+        """Model -> optimizer steps that its weights have seen."""
+        for model, call in self.graph.trained().items():
+            self.versions[model] = start_step * call.minibatches
+        self._trained = dict.fromkeys(self.graph.trained(), start_step)
+        self._next_step = start_step
+        self._steps: dict[int, StepReadiness] = {}
+        self._begun: dict[int, float] = {}
+        self._dispatches: dict[str, _Dispatch] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._pieces: dict[str, int] = {}
+        self._busy: dict[str, set[int]] = {call.name: set() for call in self.graph.calls}
+        self._backlog: dict[tuple[int, str], dict[int, list[int]]] = {}
+        self._stale: set[tuple[str, str]] = set()
+        self._files: dict[int, dict[str, str]] = {}
+        self._order = 0
+        self._not_ready = set(range(self.plan.world_size))
+        self._over = False
+        self._readers = last_readers(self.graph)
+        self._out: list[Instruction] = []
+
+    # ---- events -------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take one event; return what is to be done, in order."""
+        self._out = []
+        if self._over:
+            return self._out
+        match event:
+            case SampleReady():
+                self._sample_ready(event, now)
+            case DispatchDone():
+                self._dispatch_done(event, now)
+            case Ready(rank=rank):
+                self._not_ready.discard(rank)
+                if not self._not_ready:
+                    self._advance(now)
+            case Failed():
+                self._fail(self._failure_text(event))
+            case WorkerLost(rank=rank, reason=reason):
+                self._fail(f"rank {rank} {reason} during {self._doing(rank)}")
+            case Tick():
+                self._check_deadlines(now)
+        return self._out
+
+    def _sample_ready(self, event: SampleReady, now: float) -> None:
+        dispatch = self._known(event.dispatch, event.rank)
+        step = self._steps[dispatch.step]
+        step.lengths.update(zip(event.ids, event.lengths, strict=True))
+        step.produced(dispatch.call, event.rank, event.ids)
+        self._streams[dispatch.name].outstanding[event.rank] -= len(event.ids)
+        self._feed(dispatch)
+        self._advance(now)
+
+    def _dispatch_done(self, event: DispatchDone, now: float) -> None:
+        dispatch = self._known(event.dispatch, event.rank)
+        dispatch.pending.discard(event.rank)
+        dispatch.files.update(event.files)
+        self._busy.get(dispatch.call, set()).discard(event.rank)
+        step = self._steps.get(dispatch.step)
+        if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
+            step.produced(dispatch.call, event.rank, dispatch.ids.get(event.rank, ()))
+        if not dispatch.pending:
+            del self._dispatches[dispatch.name]
+            self._streams.pop(dispatch.name, None)
+            self._dispatch_over(dispatch)
+        self._advance(now)
+
+    def _dispatch_over(self, dispatch: _Dispatch) -> None:
+        if dispatch.call.startswith("save:"):
+            files = self._files.setdefault(dispatch.step, {})
+            files.update(dispatch.files)
+            saves = (d for d in self._dispatches.values() if d.call.startswith("save:"))
+            if not any(other.step == dispatch.step for other in saves):
+                self._out.append(Saved(dispatch.step, self._files.pop(dispatch.step)))
+            return
+        step = self._steps.get(dispatch.step)
+        if step is None or dispatch.call not in step.calls:
+            return
+        call = step.calls[dispatch.call]
+        if not step.all_done(call.name):
+            assert call.op == "function", f"{dispatch.name} ended without all of its samples"
+            return
+        step.finished.add(call.name)
+        if call.op == "train":
+            assert call.model is not None
+            self._trained[call.model] += 1
+            self.versions[call.model] += call.minibatches
+            self._stale.update(
+                (call.model, realloc.destination) for realloc in self.plan.reallocs if realloc.model == call.model
+            )
+        self._free(step, call)
+
+    # ---- scheduling ---------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        """Start everything that can start."""
+        if self._not_ready:
+            return
+        while True:
+            for index in sorted(self._steps):
+                step = self._steps[index]
+                for call in step.calls.values():
+                    if call.name not in step.finished:
+                        self._try_call(step, call, now)
+            done = [i for i, step in sorted(self._steps.items()) if len(step.finished) == len(step.calls)]
+            for index in done:
+                self._end_step(index, now)
+            if not self._open_step(now) and not done:
+                break
+        if not self._steps and not self._dispatches and self._next_step >= self.graph.steps:
+            self._over = True
+            self._out.extend(To(rank, Halt(False, "done")) for rank in range(self.plan.world_size))
+            self._out.append(Finished())
+
+    def _open_step(self, now: float) -> bool:
+        index = self._next_step
+        if index >= self.graph.steps or len(self._steps) > self.graph.max_staleness:
+            return False
+        self._steps[index] = StepReadiness(self.graph, index)
+        self._begun[index] = now
+        self._next_step += 1
+        return True
+
+    def _end_step(self, index: int, now: float) -> None:
+        del self._steps[index]
+        self._out.append(StepDone(index, self._begun.pop(index)))
+        every = self.graph.checkpoint_every
+        last = index + 1 == self.graph.steps
+        if last or (every is not None and (index + 1) % every == 0):
+            self._save(index, now)
+
+    def _save(self, index: int, now: float) -> None:
+        for model, call in self.graph.trained().items():
+            ranks = self.plan.calls[call.name].ranks
+            name = f"save:{model}@{index}"
+            self._start(name, index, f"save:{model}", {rank: [] for rank in ranks}, now)
+            for rank in ranks:
+                message = Save(self._order, name, model, index + 1, f"step-{index + 1:06d}")
+                self._out.append(To(rank, message))
+
+    def _try_call(self, step: StepReadiness, call: Call, now: float) -> None:
+        if call.op == "function":
+            self._try_function(step, call, now)
+        elif step.has_ready(call.name) and self._weights_allow(step, call):
+            units = step.take(call.name)
+            self._refresh(call, now)
+            if call.op == "generate":
+                self._open_stream(step, call, [sample for unit in units for sample in unit], now)
+            else:
+                self._execute(step, call, [sample for unit in units for sample in unit], now)
+
+    def _weights_allow(self, step: StepReadiness, call: Call) -> bool:
+        if call.model not in self._trained:
+            return True
+        if call.op == "train":  # the step's other calls of this model must see the old weights
+            others = (c for c in step.calls.values() if c.model == call.model and c.name != call.name)
+            return all(other.name in step.finished for other in others)
+        return self._trained[call.model] >= step.step - self.graph.max_staleness
+
+    def _refresh(self, call: Call, now: float) -> None:
+        """Reallocate the model's weights to where `call` runs, if they changed since."""
+        if (call.model, call.name) not in self._stale:
+            return
+        self._stale.discard((str(call.model), call.name))
+        assert call.model is not None
+        source = self.graph.trained()[call.model].name
+        version = self.versions[call.model]
+        ranks = sorted({*self.plan.calls[source].ranks, *self.plan.calls[call.name].ranks})
+        what = f"realloc:{call.model}:{call.name}"
+        name = f"{what}@v{version}"
+        self._start(name, -1, what, {rank: [] for rank in ranks}, now)
+        for rank in ranks:
+            message = Reallocate(self._order, name, call.model, source, call.name, version)
+            self._out.append(To(rank, message))
+
+    def _open_stream(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
+        where = self.plan.calls[call.name]
+        name = f"{call.name}@{step.step}"
+        speakers = replicas(where)
+        self._start(name, step.step, call.name, {rank: [] for rank in where.ranks}, now)
+        version = self.versions.get(str(call.model), 0)
+        for rank in where.ranks:
+            self._out.append(To(rank, Open(self._order, name, call.name, step.step, version)))
+        groups = sorted({sample // self.graph.samples for sample in ids})
+        self._streams[name] = _Stream(groups, dict.fromkeys(speakers, 0))
+        self._feed(self._dispatches[name])
+
+    def _feed(self, dispatch: _Dispatch) -> None:
+        """Give waiting prompts to the replicas that owe the least; one group beyond full slots each."""
+        stream = self._streams[dispatch.name]
+        where = self.plan.calls[dispatch.call]
+        given: dict[int, list[int]] = {}
+        while stream.waiting:
+            rank = min(stream.outstanding, key=lambda r: (stream.outstanding[r], r))
+            if stream.outstanding[rank] >= where.slots + self.graph.samples:
+                break
+            given.setdefault(rank, []).append(stream.waiting.pop(0))
+            stream.outstanding[rank] += self.graph.samples
+        for rank, groups in given.items():
+            for member in self._replica_ranks(where, rank):
+                self._out.append(To(member, Feed(dispatch.name, groups)))
+        if not stream.waiting and not stream.drained:
+            stream.drained = True
+            self._out.extend(To(rank, Drain(dispatch.name)) for rank in where.ranks)
+
+    def _replica_ranks(self, where: CallPlan, speaker: int) -> tuple[int, ...]:
+        dp = where.mesh.coordinate(speaker)["dp"]
+        return tuple(rank for rank in where.ranks if where.mesh.coordinate(rank)["dp"] == dp)
+
+    def _try_function(self, step: StepReadiness, call: Call, now: float) -> None:
+        """Hand ready units to ranks, at most one piece at a time for each rank; the rest is kept."""
+        where = self.plan.calls[call.name]
+        backlog = self._backlog.setdefault((step.step, call.name), {})
+        if step.has_ready(call.name):
+            load = {rank: len(ids) for rank, ids in backlog.items()}
+            owners = [step.owners[p] for p in producers(self.graph, call) if p in step.calls]
+            for unit in step.take(call.name):
+                rank = near_owner(unit, owners, where.ranks, load)
+                load[rank] = load.get(rank, 0) + len(unit)
+                backlog.setdefault(rank, []).extend(unit)
+        for rank in [r for r in backlog if r not in self._busy[call.name]]:
+            piece = self._pieces.get(f"{call.name}@{step.step}", 0)
+            self._pieces[f"{call.name}@{step.step}"] = piece + 1
+            ids = sorted(backlog.pop(rank))
+            name = f"{call.name}@{step.step}.{piece}"
+            self._busy[call.name].add(rank)
+            self._start(name, step.step, call.name, {rank: ids}, now)
+            inputs = self._inputs(step, call, ids)
+            lengths = [step.lengths[sample] for sample in ids] if step.lengths else []
+            self._out.append(To(rank, Execute(self._order, name, call.name, step.step, [ids], inputs, lengths)))
+
+    def _execute(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
+        """An infer or train dispatch over all ranks of its mesh."""
+        where = self.plan.calls[call.name]
+        batches = minibatches(ids, self.graph.samples, call.minibatches)
+        whole = call.op == "train" and not step.lengths  # tokens come from the data: workers divide
+        if whole:
+            parts = [[batch] * where.layout.dp for batch in batches]
+        else:
+            parts = [divide(batch, step.lengths, where.layout.dp, self.cost) for batch in batches]
+        shards = [[part[dp] for part in parts] for dp in range(where.layout.dp)]
+        flat = [[sample for shard in mine for sample in shard] for mine in shards]
+        held: dict[int, list[int]] = {rank: [] for rank in where.ranks}
+        for dp, rank in enumerate(replicas(where)):
+            held[rank] = ([] if dp else ids) if whole else flat[dp]
+        name = f"{call.name}@{step.step}"
+        self._start(name, step.step, call.name, held, now)
+        for rank in where.ranks:
+            dp = where.mesh.coordinate(rank)["dp"]
+            inputs = self._inputs(step, call, flat[dp])
+            lengths = [step.lengths[sample] for sample in flat[dp]] if step.lengths else []
+            message = Execute(
+                self._order, name, call.name, step.step, shards[dp], inputs, lengths=lengths, whole=whole
+            )
+            self._out.append(To(rank, message))
+
+    def _inputs(self, step: StepReadiness, call: Call, ids: list[int]) -> list[list[object]]:
+        """[field, owner, ids] for every field that other calls wrote for `ids`."""
+        inputs: list[list[object]] = []
+        for name in dict.fromkeys(call.reads.values()):
+            writer = self.graph.writer(name)
+            if writer is None or writer.name not in step.calls:
+                continue
+            owners = step.owners[writer.name]
+            by_owner: dict[int, list[int]] = {}
+            for sample in ids:
+                by_owner.setdefault(owners[sample], []).append(sample)
+            inputs.extend([name, owner, samples] for owner, samples in sorted(by_owner.items()))
+        return inputs
+
+    def _start(self, name: str, step: int, call: str, ids: dict[int, list[int]], now: float) -> None:
+        self._order += 1
+        where = self.plan.calls.get(call)
+        predicted = where.predicted_seconds if where else None
+        limit = max(self.plan.deadline_floor_seconds, self.plan.deadline_factor * (predicted or 0.0))
+        assert name not in self._dispatches, name
+        self._dispatches[name] = _Dispatch(name, step, call, set(ids), ids, now, now + limit)
+
+    def _free(self, step: StepReadiness, call: Call) -> None:
+        """Free the fields whose last reader has just finished."""
+        by_ranks: dict[tuple[int, ...], list[str]] = {}
+        for name in {*call.reads.values(), *call.writes.values()}:
+            writer = self.graph.writer(name)
+            if writer is None or writer.name not in step.finished:
+                continue
+            readers = {reader for reader in self._readers[name] if reader in step.calls}
+            if readers <= step.finished:
+                users = {writer.name, *readers}
+                ranks = tuple(sorted({rank for user in users for rank in self.plan.calls[user].ranks}))
+                by_ranks.setdefault(ranks, []).append(name)
+        for ranks, names in by_ranks.items():
+            message = Free(sorted(names), step.first, step.stop)
+            self._out.extend(To(rank, message) for rank in ranks)
+
+    # ---- trouble ------------------------------------------------------------------------------
+
+    def _known(self, name: str, rank: int) -> _Dispatch:
+        dispatch = self._dispatches.get(name)
+        assert dispatch is not None and rank in dispatch.pending, f"rank {rank} reports {name}, which it does not run"
+        return dispatch
+
+    def _check_deadlines(self, now: float) -> None:
+        for dispatch in self._dispatches.values():
+            if now > dispatch.deadline:
+                ranks = ", ".join(str(rank) for rank in sorted(dispatch.pending))
+                self._fail(
+                    f"{dispatch.name} is past its deadline of {dispatch.deadline - dispatch.started:.0f} s; "
+                    f"not finished on rank {ranks}"
+                )
+                return
+
+    def _failure_text(self, event: Failed) -> str:
+        where = event.dispatch or self._doing(event.rank)
+        detail = f"\n{event.detail.rstrip()}" if event.detail else ""
+        return f"{where} failed on rank {event.rank}: {event.message}{detail}"
+
+    def _doing(self, rank: int) -> str:
+        """What a rank has not finished, oldest first."""
+        names = [d.name for d in self._dispatches.values() if rank in d.pending]
+        if names:
+            return " and ".join(names)
+        return "start-up" if rank in self._not_ready else "nothing (it was waiting for work)"
+
+    def _fail(self, text: str) -> None:
+        others = [f"  rank {rank}: {self._doing(rank)}" for rank in range(min(self.plan.world_size, 16))]
+        self._over = True
+        self._out = [To(rank, Halt(True, text.splitlines()[0])) for rank in range(self.plan.world_size)]
+        self._out.append(Abort("\n".join([text, "At that moment:", *others])))
+
+    def running(self) -> list[tuple[str, int, int, int]]:
+        """(dispatch, step, samples done, samples in all) of what is under way, for progress lines."""
+        shown = []
+        for dispatch in self._dispatches.values():
+            step = self._steps.get(dispatch.step)
+            if step is not None and dispatch.call in step.calls and not dispatch.call.startswith(":"):
+                shown.append((dispatch.name, dispatch.step, len(step.owners[dispatch.call]), step.stop - step.first))
+        return shown

@@ -1,0 +1,93 @@
+"""Where a worker finds the values that a call reads: its own store, other workers, or the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from realflow.data.source import Source
+from realflow.data.text import encode_pair
+from realflow.graph.types import Call, Graph
+from realflow.runtime.messages import Execute
+from realflow.runtime.store import FieldStore
+from realflow.runtime.transport import FieldClient
+
+Tokenize = Callable[[Any, Any], tuple[list[int], list[bool]]]
+
+
+class DataFields:
+    """Fields of the data section: a function of the sample id, so they are made where they are read."""
+
+    def __init__(self, graph: Graph, source: Source, tokenize: Tokenize | None) -> None:
+        self._samples = graph.samples
+        self._source = source
+        self._tokenize = tokenize
+        self.row = lru_cache(maxsize=4096)(self._row)
+
+    def _row(self, group: int) -> dict[str, Any]:
+        row = dict(self._source.row(group))
+        if self._tokenize is not None:
+            tokens, mask = self._tokenize(row["prompt"], row["completion"])
+            row["tokens"] = torch.tensor(tokens, dtype=torch.int64)
+            row["loss_mask"] = torch.tensor(mask, dtype=torch.bool)
+        return row
+
+    def values(self, field: str, ids: Sequence[int]) -> list[Any]:
+        """The field for each sample id."""
+        return [self.row(sample // self._samples)[field] for sample in ids]
+
+
+def pair_tokenizer(tokenizer: Any, chat: bool, max_length: int | None) -> Tokenize:
+    """`encode_pair` with its settings bound."""
+    return lambda prompt, completion: encode_pair(tokenizer, prompt, completion, chat, max_length)
+
+
+class Inputs:
+    """Brings what an `Execute` names to this worker, ahead of its turn, in a thread of its own."""
+
+    def __init__(self, rank: int, graph: Graph, store: FieldStore, client: FieldClient, data: DataFields) -> None:
+        self._rank, self._graph, self._store, self._client, self._data = rank, graph, store, client, data
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._fetches: dict[str, Future[None]] = {}
+
+    def prefetch(self, message: Execute) -> None:
+        """Start to fetch (the link calls this as soon as the message is there)."""
+        self._fetches[message.dispatch] = self._thread.submit(self._fetch, message)
+
+    def _fetch(self, message: Execute) -> None:
+        for field, owner, ids in message.inputs:
+            lacking = self._store.missing(field, ids) if owner != self._rank else []
+            if lacking:
+                self._store.put(field, self._client.fetch(owner, field, lacking))
+
+    def wait(self, message: Execute) -> None:
+        """Until everything that the message names is here; raises what the fetch raised."""
+        self._fetches.pop(message.dispatch).result()
+
+    def values(self, call: Call, ids: Sequence[int]) -> dict[str, list[Any]]:
+        """Graph field -> a value for each id, for every field that the call reads and that exists."""
+        found: dict[str, list[Any]] = {}
+        for field in dict.fromkeys(call.reads.values()):
+            if self._graph.writer(field) is None:
+                found[field] = self._data.values(field, ids)
+            else:
+                found[field] = self._store.get(field, ids)
+        return found
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def numeric_stats(values: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+    """[sum, count, min, max] of each numeric sample field; missing values are left out."""
+    stats: dict[str, list[float]] = {}
+    for name, column in values.items():
+        numbers = [float(v) for v in column if isinstance(v, int | float) and v == v]
+        if numbers:
+            stats[name] = [sum(numbers), float(len(numbers)), min(numbers), max(numbers)]
+    return stats

@@ -1,0 +1,134 @@
+"""The models of one worker: loaded once, shared by all calls of the same model on this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
+
+from realflow.layout import full_box
+from realflow.engines.generate import NativeEngine
+from realflow.engines.train import TrainEngine
+from realflow.errors import InputError
+from realflow.graph.types import Call
+from realflow.models.causal import CausalModel, load_model
+from realflow.models.paths import resolve_model
+from realflow.planfile import Plan
+from realflow.realloc.execute import Buckets, Moved, execute, local_shards
+from realflow.realloc.transfers import Schedule, TensorSpec, transfers
+
+
+Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
+
+
+@dataclass
+class Host:
+    """One model on this rank. Train and generate engines work on the same storage."""
+
+    model: CausalModel
+    tokenizer: Any
+    path: Path
+    trainer: TrainEngine | None = None
+
+
+class Hosts:
+    """Every model that this rank's calls use."""
+
+    def __init__(self, plan: Plan, rank: int, device: torch.device, groups: Groups) -> None:
+        self._plan, self._rank, self._device, self._groups = plan, rank, device, groups
+        self._generators: dict[str, NativeEngine] = {}
+        self._schedules: dict[tuple[str, str], Schedule] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._buckets = Buckets(device=device)
+        self.hosts: dict[str, Host] = {}
+        for name, spec in plan.graph.models.items():
+            calls = [c for c in plan.graph.calls if c.model == name and rank in plan.calls[c.name].ranks]
+            if not calls:
+                continue
+            path = resolve_model(spec.path)
+            model = load_model(path, dtype=spec.dtype, device=device)
+            host = Host(model, AutoTokenizer.from_pretrained(path, local_files_only=True), path)
+            train = next((call for call in calls if call.op == "train"), None)
+            if train is not None:
+                host.trainer = self._trainer(train, model)
+            self.hosts[name] = host
+
+    def _trainer(self, call: Call, model: CausalModel) -> TrainEngine:
+        mesh = self._plan.calls[call.name].mesh
+        ranks = mesh.group_of("dp", self._rank)
+        spec = self._plan.graph.models[str(call.model)].optimizer
+        assert spec is not None
+        return TrainEngine(
+            model,
+            spec,
+            total_steps=self._plan.graph.steps * call.minibatches,
+            group=self._groups.get(ranks),
+            rank=ranks.index(self._rank),
+            size=len(ranks),
+        )
+
+    def generator(self, call: Call) -> NativeEngine:
+        """The generation engine of a generate call, made at its first use."""
+        if call.name not in self._generators:
+            assert call.sampling is not None
+            host = self.hosts[str(call.model)]
+            self._generators[call.name] = NativeEngine(
+                host.model,
+                call.sampling,
+                slots=self._plan.calls[call.name].slots,
+                max_length=max_length(host.model),
+                seed=self._plan.graph.seed,
+                eos_ids=eos_ids(host),
+                tokenizer=host.tokenizer,
+            )
+        return self._generators[call.name]
+
+    def reallocate(self, model: str, source: str, destination: str) -> Moved:
+        """Move a model's weights from where call `source` has them to where `destination` wants them."""
+        host = self.hosts[model]
+        slots = host.model.flat.slots
+        specs = [
+            {
+                name: TensorSpec(
+                    tuple(slot.shape),
+                    host.model.dtype.itemsize,
+                    tuple((rank, full_box(slot.shape)) for rank in self._plan.calls[call].ranks),
+                )
+                for name, slot in slots.items()
+            }
+            for call in (source, destination)
+        ]
+        key = (model, destination)
+        if key not in self._schedules:
+            nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
+            self._schedules[key] = transfers(specs[0], specs[1], dict(enumerate(nodes))).part(self._rank)
+        tensors = host.model.flat.views()
+        return execute(
+            self._schedules[key],
+            self._rank,
+            None,
+            local_shards(specs[0], self._rank, tensors),
+            local_shards(specs[1], self._rank, tensors),
+            self._buckets,
+        )
+
+
+def max_length(model: CausalModel) -> int:
+    """The longest sequence that the model was made for."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+
+
+def eos_ids(host: Host) -> tuple[int, ...]:
+    """The tokens that end a response: those of the generation config and of the tokenizer."""
+    configured = host.model.module.generation_config.eos_token_id if host.model.module.generation_config else None
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
+    if host.tokenizer.eos_token_id is not None:
+        ids.append(host.tokenizer.eos_token_id)
+    if not ids:
+        raise InputError(f"model {host.path}: neither its generation config nor its tokenizer names an end token")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,241 @@
+"""The master's shell: ZeroMQ, clocks and process ids around `Core`. Imports no torch.
+
+What is to be kept or shown goes to an `Observer`; the process that holds all this together is
+`realflow.launch.master`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import zmq
+
+from realflow.planfile import Plan
+from realflow.runtime.connect import Rendezvous, authenticator, local_address
+from realflow.runtime.core import Abort, Core, Event, Finished, Instruction, Saved, StepDone, Tick, To, WorkerLost
+from realflow.runtime.messages import (
+    Beat,
+    Begin,
+    DispatchDone,
+    Failed,
+    Hello,
+    MessageError,
+    Pong,
+    Ready,
+    SampleReady,
+    decode,
+    encode,
+)
+
+SILENCE_SECONDS = 30.0
+STARTUP_SECONDS = 600.0
+TICK_SECONDS = 0.25
+
+Emit = Callable[[dict[str, Any]], None]
+"""Takes an event for people: {"kind": "running" | "step" | "note" | "error" | "end", ...}."""
+
+
+class Observer(Protocol):
+    """Keeps what a run produces (`realflow.observe.recorder.RunFiles`)."""
+
+    def report(self, step: int, call: str, done: DispatchDone) -> None:
+        """A rank's report of a dispatch; `step` is -1 for what happens between steps."""
+
+    def step(self, step: int, start: float, end: float) -> dict[str, float]:
+        """A step has ended (seconds since the epoch); returns its metrics."""
+
+    def checkpoint(self, number: int, files: Mapping[str, str]) -> Path:
+        """All parts of the checkpoint after `number` steps are written: give it its final name."""
+
+    def close(self) -> None:
+        """The run is complete."""
+
+    def failed(self, text: str) -> None:
+        """The run has failed."""
+
+
+class Master:
+    """The shell: sockets, clocks and process ids in; the core's instructions out."""
+
+    def __init__(self, plan: Plan, files: Observer, emit: Emit, *, start_step: int = 0) -> None:
+        self.plan = plan
+        self.core = Core(plan, start_step=start_step)
+        self.files = files
+        self.emit = emit
+        self.exit_code: int | None = None
+        self._hellos: dict[int, Hello] = {}
+        self._seen: dict[int, float] = {}
+        self._pidfds: dict[int, int] = {}
+        self._pongs = 0
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._started = time.monotonic()
+        self._shown = 0.0
+
+    # ---- sockets --------------------------------------------------------------------------------
+
+    def listen(self) -> Rendezvous:
+        """Make the keys, bind the socket, and say how workers reach it."""
+        public, secret = zmq.curve_keypair()
+        worker_public, worker_secret = zmq.curve_keypair()
+        self._auth = authenticator(self._context, worker_public.decode())
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.curve_server = True
+        self._socket.curve_secretkey = secret
+        self._socket.curve_publickey = public
+        self._socket.linger = 2000
+        self._socket.router_mandatory = False
+        self._socket.sndhwm = self._socket.rcvhwm = 0
+        port = self._socket.bind_to_random_port("tcp://*")
+        self._poller.register(self._socket, zmq.POLLIN)
+        return Rendezvous(
+            f"tcp://{local_address()}:{port}",
+            public.decode(),
+            worker_public.decode(),
+            worker_secret.decode(),
+            os.getpid(),
+            socket.gethostname(),
+        )
+
+    def run(self) -> int:
+        """Serve until the run has ended; returns the exit code."""
+        parent = os.getppid()
+        next_tick = 0.0
+        while self.exit_code is None:
+            ready = dict(self._poller.poll(int(TICK_SECONDS * 1000)))
+            if self._socket in ready or any(fd in ready for fd in self._pidfds.values()):
+                self._receive()  # what a dead worker still said comes first: it may say why
+            for rank, fd in list(self._pidfds.items()):
+                if fd in ready:
+                    self._poller.unregister(fd)
+                    os.close(self._pidfds.pop(rank))
+                    self._event(WorkerLost(rank, "has died (its process is gone)"))
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick(now)
+                if os.getppid() != parent and 0 not in self._pidfds and self.exit_code is None:
+                    self._fail("the process that started the master is gone")
+        self._close()
+        return self.exit_code
+
+    def _receive(self) -> None:
+        """Take every message that is there."""
+        for _ in range(4096):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode(frames[-1])
+            except MessageError as error:
+                self.emit({"kind": "note", "text": f"dropped a message: {error}"})
+                continue
+            if frames[0] != rank_identity(getattr(message, "rank", -1)):
+                self.emit({"kind": "note", "text": f"dropped a message of {frames[0]!r} in another rank's name"})
+                continue
+            self._message(message)
+            if self.exit_code is not None:
+                return
+
+    def _message(self, message: Any) -> None:
+        match message:
+            case Beat(rank=rank):
+                self._seen[rank] = time.monotonic()
+                self._send(To(rank, Pong(self._pongs)))
+            case Hello():
+                self._hello(message)
+            case DispatchDone():
+                self._reported(message)
+                self._event(message)
+            case Ready() | SampleReady() | Failed():
+                self._event(message)
+            case _:
+                self.emit({"kind": "note", "text": f"dropped a {type(message).__name__}, which workers do not send"})
+
+    def _hello(self, hello: Hello) -> None:
+        self._hellos[hello.rank] = hello
+        self._seen[hello.rank] = time.monotonic()
+        if hello.host == socket.gethostname():
+            try:
+                self._pidfds[hello.rank] = os.pidfd_open(hello.pid)
+            except OSError:
+                self._event(WorkerLost(hello.rank, "died"))
+                return
+            self._poller.register(self._pidfds[hello.rank], zmq.POLLIN)
+        if len(self._hellos) == self.plan.world_size:
+            addresses = {rank: h.address for rank, h in sorted(self._hellos.items())}
+            for rank in addresses:
+                self._send(To(rank, Begin(addresses)))
+
+    def _send(self, instruction: To) -> None:
+        self._socket.send_multipart([rank_identity(instruction.rank), encode(instruction.message)])
+
+    # ---- time -----------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        self._event(Tick())
+        for rank, seen in self._seen.items():
+            if now - seen > SILENCE_SECONDS and self.exit_code is None:
+                self._event(WorkerLost(rank, f"has been silent for {now - seen:.0f} s"))
+        if len(self._hellos) < self.plan.world_size and now - self._started > STARTUP_SECONDS:
+            missing = sorted(set(range(self.plan.world_size)) - set(self._hellos))
+            self._fail(f"start-up: ranks {missing} did not come within {STARTUP_SECONDS:.0f} s")
+        if now - self._shown > 0.5:
+            self._shown = now
+            for name, step, done, total in self.core.running()[:1]:
+                self.emit({"kind": "running", "call": name, "step": step, "done": done, "of": total})
+
+    # ---- events and instructions ----------------------------------------------------------------
+
+    def _reported(self, done: DispatchDone) -> None:
+        call, _, number = done.dispatch.partition("@")
+        step = int(number.split(".")[0]) if number[:1].isdigit() and not call.startswith("save:") else -1
+        self.files.report(step, call, done)
+
+    def _event(self, event: Event) -> None:
+        if self.exit_code is not None:
+            return
+        for instruction in self.core.handle(event, time.monotonic()):
+            self._carry_out(instruction)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case To():
+                self._send(instruction)
+            case StepDone(step=step, started=started):
+                began = time.time() - (time.monotonic() - started)
+                metrics = self.files.step(step, began, time.time())
+                seconds = metrics["timing_s/step"]
+                self.emit({"kind": "step", "step": step, "seconds": seconds, "metrics": metrics})
+            case Saved(step=step, files=files):
+                path = self.files.checkpoint(step + 1, files)
+                self.emit({"kind": "note", "text": f"checkpoint {path}"})
+            case Finished():
+                self.files.close()
+                self.emit({"kind": "end", "text": "done"})
+                self.exit_code = 0
+            case Abort(text=text):
+                self._fail(text)
+
+    def _fail(self, text: str) -> None:
+        self.files.failed(text)
+        self.emit({"kind": "error", "text": text})
+        self.exit_code = 1
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._auth.stop()
+        self._context.term()
+        for fd in self._pidfds.values():
+            os.close(fd)
+
+
+def rank_identity(rank: int) -> bytes:
+    """The ZeroMQ routing id of a worker."""
+    return b"rank-%d" % rank

@@ -1,0 +1,147 @@
+"""What a worker does after it has been let in: make groups, load models, then execute in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import zmq
+
+from realflow.errors import RealFlowError
+from realflow.planfile import Plan
+from realflow.runtime.bootstrap import Identity, Mpi
+from realflow.runtime.connect import local_address
+from realflow.runtime.core import with_record
+from realflow.runtime.fields import DataFields, Inputs
+from realflow.runtime.groups import make_groups
+from realflow.runtime.hosts import Hosts
+from realflow.runtime.link import MasterLink
+from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, Ready, Reallocate, Save
+from realflow.runtime.store import FieldStore
+from realflow.runtime.tasks import FunctionTasks, ModelTasks, make_data
+from realflow.runtime.transport import FieldClient, FieldServer
+
+
+class Worker:
+    """One worker's parts, wired together."""
+
+    def __init__(self, plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
+        self.plan = with_record(plan)
+        self.run_dir, self.identity, self.rank = run_dir, identity, identity.rank
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._store = FieldStore()
+        keys = identity.rendezvous
+        self._server = FieldServer(self._store, self._context, keys.worker_public, keys.worker_secret)
+        self._client = FieldClient(self._context, keys.worker_public, keys.worker_secret)
+        self.link = MasterLink(self.rank, keys, self._context)
+        self._mpi = mpi
+
+    def start(self) -> None:
+        """Meet the others, make the groups, load the models."""
+        started = time.monotonic()
+        self.link.start()
+        place = self.identity.place
+        address = self._server.address.replace("0.0.0.0", local_address())
+        self.link.send(Hello(self.rank, place.host, os.getpid(), self.identity.device, address))
+        self._client.addresses.update(self.link.begun.get())
+        device = torch.device(self.identity.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            torch.set_num_threads(_threads(self.identity.local_size))
+        self._join(device)
+        groups = make_groups(self.plan)
+        self.hosts = Hosts(self.plan, self.rank, device, groups)
+        data = make_data(self.plan, self.hosts, self.run_dir)
+        self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
+        self.models = ModelTasks(self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir)
+        self.functions = FunctionTasks(self.plan, self.rank, self._store, self._inputs, data, self.link)
+        self.link.is_function = lambda call: self.plan.graph.call(call).op == "function"
+        self.link.on_execute = self._inputs.prefetch
+        self.link.on_free = self._free
+        self.link.overdue = self.functions.overdue
+        self._function_thread = threading.Thread(target=self._serve_functions, name="functions", daemon=True)
+        self._function_thread.start()
+        self.link.send(Ready(self.rank, time.monotonic() - started))
+
+    def _join(self, device: torch.device) -> None:
+        """Join torch.distributed under the plan's ranks; the store's address travels over MPI."""
+        size, first = self.identity.world_size, self._mpi.rank == 0
+        store = dist.TCPStore(local_address(), 0, size, is_master=True, wait_for_workers=False) if first else None
+        address = self._mpi.broadcast(f"{local_address()} {store.port}" if store else None)
+        if store is None:
+            host, port = address.split()
+            store = dist.TCPStore(host, int(port), size, is_master=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=size)
+
+    def _free(self, message: Free) -> None:
+        for name in message.fields:
+            self._store.free(name, range(message.start, message.stop))
+
+    def run(self) -> None:
+        """Execute ordered messages until the run is over."""
+        last = 0
+        self.link.doing = "waiting for work"
+        while True:
+            message = self.link.ordered.get()
+            if isinstance(message, Halt):
+                break
+            assert message.order > last, f"order {message.order} came after {last}"
+            last = message.order
+            self.link.doing = message.dispatch
+            match message:
+                case Open():
+                    self.models.stream(message)
+                case Execute():
+                    self.models.execute(message)
+                case Reallocate():
+                    self.models.reallocate(message)
+                case Save():
+                    self.models.save(message)
+            self.link.doing = "waiting for work"
+        self.link.close()
+        self._function_thread.join()
+        self._inputs.close()
+        self._server.close()
+        self._client.close()
+        dist.destroy_process_group()
+
+    def _serve_functions(self) -> None:
+        while True:
+            message = self.link.functions.get()
+            if isinstance(message, Halt):
+                return
+            try:
+                self.functions.execute(message)
+            except BaseException as error:  # a thread's edge: reported, and the job ends
+                self.link.fail(failure(self.rank, message.dispatch, error))
+
+
+def failure(rank: int, dispatch: str, error: BaseException) -> Failed:
+    """An exception as a message: our own errors by their text, others with their traceback."""
+    if isinstance(error, RealFlowError):
+        return Failed(rank, dispatch, str(error), "")
+    return Failed(rank, dispatch, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
+    """Be a worker until the run is over. What goes wrong is told to the master before it is raised."""
+    worker = Worker(plan, run_dir, identity, mpi)
+    try:
+        worker.start()
+        worker.run()
+    except BaseException as error:  # an edge: the master must know before this process ends
+        worker.link.fail(failure(identity.rank, worker.link.doing, error))
+        raise
+
+
+def _threads(local_size: int) -> int:
+    """Threads for each rank: its share of the cores, at least one."""
+    configured = os.environ.get("OMP_NUM_THREADS")
+    return int(configured) if configured else max(1, len(os.sched_getaffinity(0)) // local_size)

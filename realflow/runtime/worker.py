@@ -1,0 +1,82 @@
+"""A worker: one process for each device. Executes what the master orders, in its order.
+
+    python -m realflow.runtime.worker RUN_DIR        (started by mpirun)
+
+Threads: the main one computes (models, collectives); `functions` runs calls without a model, so
+that rewards are counted while the rollout goes on; `link` talks to the master; a field server
+gives other workers what they need; `fetch` gets what this one needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from realflow.errors import InputError, RealFlowError
+from realflow.planfile import Plan, read_plan
+from realflow.runtime.bootstrap import RENDEZVOUS, Identity, Mpi, is_first, meet, start_master
+from realflow.runtime.connect import Rendezvous
+from realflow.runtime.directory import prepare, remove_partial
+
+
+def main(plan_path: Path, run_dir: Path) -> int:
+    """A worker under a bare `mpirun -n N realflow run plan.yaml`: rank 0 also starts the master."""
+    die_with_parent()
+    plan = read_plan(plan_path)
+    rendezvous: Rendezvous | None = None
+    if is_first():
+        prepare(plan, run_dir)
+        _, rendezvous = start_master(run_dir, plain=True)
+    return _edge(plan, run_dir, rendezvous)
+
+
+def supervised(run_dir: Path) -> int:
+    """A worker under the supervisor, which has started the master."""
+    die_with_parent()
+    plan = read_plan(run_dir / "plan.yaml")
+    rendezvous: Rendezvous | None = None
+    if is_first():
+        path = Path(os.environ[RENDEZVOUS])
+        rendezvous = Rendezvous.from_json(path.read_text())
+        path.unlink()
+    return _edge(plan, run_dir, rendezvous)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when mpirun is killed and cannot do it itself (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None) -> int:
+    """The process's edge: whatever is raised inside is reported once, and ends the whole job."""
+    mpi = Mpi()
+    identity: Identity | None = None
+    try:
+        identity = meet(plan.cluster, mpi, rendezvous)
+        from realflow.runtime.serve import serve
+
+        serve(plan, run_dir, identity, mpi)
+    except InputError as error:
+        print(f"realflow: {error}", file=sys.stderr, flush=True)
+        remove_partial(run_dir)
+        os._exit(2)
+    except BaseException:  # the edge: an exception that is not reported here would hang the job
+        place = f"rank {identity.rank}" if identity else f"MPI rank {mpi.rank}"
+        print(f"realflow: {place}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        mpi.abort()
+    mpi.finalize()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(supervised(Path(sys.argv[1])))
+    except RealFlowError as problem:
+        print(f"realflow: {problem}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(problem, InputError) else 1)

@@ -1,0 +1,289 @@
+"""The master's core against simulated workers, in any order of legal events."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import grpo, place
+
+from realflow.planfile import Plan
+from realflow.runtime.core import RECORD, Abort, Core, Event, Finished, Saved, StepDone, Tick, To, WorkerLost, with_record
+from realflow.runtime.messages import (
+    DispatchDone,
+    Drain,
+    Execute,
+    Failed,
+    Feed,
+    Free,
+    Halt,
+    Open,
+    Ready,
+    Reallocate,
+    SampleReady,
+    Save,
+)
+
+
+class Workers:
+    """Workers as the core sees them: ordered queues that keep the promises of real ones.
+
+    `collective` dispatches end on a rank only when that rank has come to them in its own order, as
+    a rank does that executes its queue one by one.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan = with_record(plan)
+        self.random = random.Random(seed)
+        self.ordered: dict[int, deque[object]] = defaultdict(deque)
+        self.functions: dict[int, deque[Execute]] = defaultdict(deque)
+        self.feeds: dict[tuple[int, str], deque[int]] = defaultdict(deque)
+        self.drained: set[tuple[int, str]] = set()
+        self.store: dict[int, set[tuple[str, int]]] = defaultdict(set)
+        self.orders: dict[int, list[int]] = defaultdict(list)
+        self.versions: list[tuple[str, int, int]] = []
+        self.weights: dict[tuple[int, str], int] = defaultdict(int)
+        self.log: list[object] = []
+        self.freed: set[tuple[str, int]] = set()
+        self.dispatched: list[str] = []
+        self.peak = 0
+
+    def take(self, to: To) -> None:
+        message, rank = to.message, to.rank
+        if isinstance(message, Execute):
+            self._check_inputs(rank, message)
+            call = self.plan.graph.call(message.call)
+            (self.functions if call.op == "function" else self.ordered)[rank].append(message)
+        elif isinstance(message, Open | Reallocate | Save):
+            self.ordered[rank].append(message)
+        elif isinstance(message, Feed):
+            self.feeds[rank, message.dispatch].extend(message.groups)
+        elif isinstance(message, Drain):
+            self.drained.add((rank, message.dispatch))
+        elif isinstance(message, Free):
+            for name in message.fields:
+                gone = {(name, s) for s in range(message.start, message.stop)}
+                self.store[rank] -= gone
+                self.freed |= gone
+        if hasattr(message, "order"):
+            self.orders[rank].append(message.order)
+
+    def _check_inputs(self, rank: int, message: Execute) -> None:
+        wanted = {s for shard in message.shards for s in shard}
+        by_field: dict[str, set[int]] = defaultdict(set)
+        for name, owner, ids in message.inputs:
+            assert {(name, s) for s in ids} <= self.store[owner], "an owner does not hold what it is asked for"
+            by_field[name] |= set(ids)
+            self.store[rank] |= {(name, s) for s in ids}
+        for ids in by_field.values():
+            assert message.whole or ids == wanted
+
+    def events(self) -> list[Event]:
+        """Everything that could happen next."""
+        possible: list[Event] = []
+        for rank, queue in self.functions.items():
+            if queue:
+                possible.append(DispatchDone(queue[0].dispatch, rank))
+        for rank, queue in self.ordered.items():
+            if not queue:
+                continue
+            head = queue[0]
+            if isinstance(head, Open):
+                key = (rank, head.dispatch)
+                if self.feeds[key]:
+                    n = self.plan.graph.samples
+                    group = self.feeds[key][0]
+                    ids = list(range(group * n, group * n + n))
+                    possible.append(SampleReady(head.dispatch, rank, ids, [5 + s % 7 for s in ids]))
+                elif key in self.drained:
+                    possible.append(DispatchDone(head.dispatch, rank))
+            elif self._others_there(head):
+                possible.append(DispatchDone(head.dispatch, rank))
+        return possible
+
+    def _others_there(self, head: object) -> bool:
+        """A collective can end only once every rank that has it queued has come to it."""
+        name = head.dispatch  # type: ignore[attr-defined]
+        holders = [q for q in self.ordered.values() if any(getattr(m, "dispatch", "") == name for m in q)]
+        return all(getattr(q[0], "dispatch", "") == name for q in holders)
+
+    def happened(self, event: Event) -> None:
+        self.log.append(event)
+        if isinstance(event, SampleReady):
+            self.feeds[event.rank, event.dispatch].popleft()
+            self._write(event.rank, event.dispatch, event.ids)
+        elif isinstance(event, DispatchDone):
+            call = event.dispatch.split("@")[0]
+            functions = self.functions[event.rank]
+            if functions and functions[0].dispatch == event.dispatch:
+                message = functions.popleft()
+                self._write(event.rank, event.dispatch, message.shards[0])
+                return
+            message = self.ordered[event.rank].popleft()
+            if isinstance(message, Open):
+                self.versions.append((message.call, message.step, self.weights[event.rank, "actor"]))
+                assert self.weights[event.rank, "actor"] == message.version
+            if isinstance(message, Reallocate):
+                self.weights[event.rank, message.model] = message.version
+            if isinstance(message, Execute):
+                self.dispatched.append(event.dispatch)
+                if self.plan.graph.call(call).op == "train":
+                    self.weights[event.rank, "actor"] += self.plan.graph.call(call).minibatches
+                else:
+                    self._write(event.rank, event.dispatch, [s for shard in message.shards for s in shard])
+
+    def _write(self, rank: int, dispatch: str, ids: list[int]) -> None:
+        for name in self.plan.graph.call(dispatch.split("@")[0]).writes.values():
+            self.store[rank] |= {(name, s) for s in ids}
+        self.peak = max(self.peak, sum(len(held) for held in self.store.values()))
+
+
+def simulate(plan: Plan, seed: int, limit: int = 20_000) -> tuple[Workers, list[object]]:
+    """Run to the end; every instruction that is not for a worker is returned in order."""
+    core, workers, told = Core(plan), Workers(plan, seed), []
+    pending: list[Event] = [Ready(rank, 0.1) for rank in range(plan.world_size)]
+    workers.random.shuffle(pending)
+    now = 0.0
+    for _ in range(limit):
+        if pending:
+            event = pending.pop()
+        else:
+            possible = workers.events()
+            if not possible:
+                break
+            event = workers.random.choice(possible)
+            workers.happened(event)
+        now += 0.01
+        for instruction in core.handle(event, now):
+            if isinstance(instruction, To):
+                workers.take(instruction)
+            else:
+                told.append(instruction)
+                assert not isinstance(instruction, Abort), instruction.text
+        if any(isinstance(t, Finished) for t in told):
+            break
+    return workers, told
+
+
+PLACES = [
+    (1, {}),
+    (2, {}),
+    (4, {"rollout": (0, 1), "train": (2,), "ref": (3,)}),
+    (3, {"rollout": (0, 1, 2), "train": (1, 2), "ref": (2,), "reward": (0,), "credit": (1,)}),
+    (3, {"rollout": (2,), "train": (0, 1), "credit": (2,)}),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**9), where=st.sampled_from(PLACES), evaluate=st.sampled_from([None, 2]))
+def test_any_order_of_legal_events_completes(seed: int, where: tuple, evaluate: int | None) -> None:
+    devices, ranks = where
+    plan = place(grpo(evaluate=evaluate), devices, ranks)
+    workers, told = simulate(plan, seed)
+    assert [t.step for t in told if isinstance(t, StepDone)] == [0, 1, 2]
+    assert isinstance(told[-1], Finished)
+    assert [t.step for t in told if isinstance(t, Saved)] == [2]
+    for orders in workers.orders.values():
+        assert orders == sorted(orders), "a rank got ordered messages out of order"
+    assert not any(workers.store.values()), "fields were left behind"
+    assert [version for call, step, version in workers.versions if call == "rollout"] == [
+        2 * step for call, step, version in workers.versions if call == "rollout"
+    ]
+
+
+def test_same_events_same_instructions() -> None:
+    plan = place(grpo(), 4, PLACES[2][1])
+    workers, _ = simulate(plan, 7)
+    replays = []
+    for _ in range(2):
+        core = Core(plan)
+        out = [core.handle(Ready(rank, 0.1), 0.0) for rank in range(4)]
+        out += [core.handle(event, float(i)) for i, event in enumerate(workers.log)]  # type: ignore[arg-type]
+        replays.append(out)
+    assert replays[0] == replays[1]
+
+
+def test_minibatches_do_not_depend_on_the_layout() -> None:
+    def formed(devices: int, ranks: dict) -> list[list[set[int]]]:
+        plan = place(grpo(steps=1, prompts=6, minibatches=3), devices, ranks)
+        core, workers = Core(plan), Workers(plan, 1)
+        found: dict[int, set[int]] = defaultdict(set)
+        todo = [Ready(rank, 0.0) for rank in range(devices)]
+        while todo or workers.events():
+            event = todo.pop() if todo else workers.events()[0]
+            if not isinstance(event, Ready):
+                workers.happened(event)
+            for instruction in core.handle(event, 0.0):
+                if isinstance(instruction, To):
+                    workers.take(instruction)
+                    message = instruction.message
+                    if isinstance(message, Execute) and message.call == "train":
+                        for index, shard in enumerate(message.shards):
+                            found[index] |= set(shard)
+        return [[found[i]] for i in sorted(found)]
+
+    alone = formed(1, {})
+    assert [len(b[0]) for b in alone] == [4, 4, 4]
+    assert formed(3, {}) == alone == formed(3, {"train": (1, 2), "rollout": (0,)})
+
+
+def test_reallocation_only_where_weights_lack() -> None:
+    same, _ = simulate(place(grpo(), 2, {}), 3)
+    assert not any(w for (_, w) in same.weights.items() if False)
+    plan = place(grpo(), 3, {"rollout": (0, 1), "train": (2,)})
+    core = Core(plan)
+    assert core._stale == set()
+    apart, _ = simulate(plan, 3)
+    assert {v for _, step, v in apart.versions if step == 2} == {4}
+
+
+def started(plan: Plan) -> Core:
+    core = Core(plan)
+    for rank in range(plan.world_size):
+        core.handle(Ready(rank, 0.0), 0.0)
+    return core
+
+
+def abort_text(instructions: list) -> str:
+    assert all(isinstance(i.message, Halt) and i.message.failed for i in instructions if isinstance(i, To))
+    return next(i.text for i in instructions if isinstance(i, Abort))
+
+
+def test_a_lost_worker_is_named_with_what_it_did() -> None:
+    core = started(place(grpo(), 2, {}))
+    text = abort_text(core.handle(WorkerLost(1, "has died"), 1.0))
+    assert "rank 1 has died during rollout@0" in text
+    assert "rank 0: rollout@0" in text
+    assert core.handle(Tick(), 2.0) == []
+
+
+def test_a_worker_lost_before_it_was_ready() -> None:
+    core = Core(place(grpo(), 2, {}))
+    assert "rank 1 has died during start-up" in abort_text(core.handle(WorkerLost(1, "has died"), 0.0))
+
+
+def test_a_deadline() -> None:
+    core = started(place(grpo(), 2, {}, deadline_floor_seconds=10.0))
+    assert core.handle(Tick(), 9.0) == []
+    assert "rollout@0 is past its deadline of 10 s; not finished on rank 0, 1" in abort_text(core.handle(Tick(), 11.0))
+
+
+def test_a_failure_names_call_rank_and_cause() -> None:
+    core = started(place(grpo(), 2, {}))
+    text = abort_text(core.handle(Failed(1, "rollout@0", "no memory", "Traceback ..."), 1.0))
+    assert text.startswith("rollout@0 failed on rank 1: no memory\nTraceback ...")
+
+
+def test_a_report_of_something_unknown_is_our_own_bug() -> None:
+    core = started(place(grpo(), 2, {}))
+    with pytest.raises(AssertionError, match="does not run"):
+        core.handle(DispatchDone("train@0", 0), 1.0)
+
+
+def test_record_reads_what_samples_have() -> None:
+    plan = with_record(place(grpo(), 2, {}))
+    record = plan.graph.call(RECORD)
+    assert set(record.reads.values()) == {"completion", "rewards", "advantages"}
