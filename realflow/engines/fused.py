@@ -1,0 +1,200 @@
+"""Decoding for Llama-like layers, written out: fewer and larger operations, the same numbers.
+
+What is fused are the products with the query, key and value weights, and with the gate and up
+weights. Where their parameters lie next to each other in memory, as in the flat parameter buffer,
+one product reads all of them through a view; nothing is copied, so weights that a trainer replaces
+in place are seen by the next pass. Norms and rotary embeddings keep the rounding of the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from realflow.engines.decode import Decoder, ModuleDecoder, Pass
+
+_FAMILIES = (
+    (modeling_llama, "Llama"),
+    (modeling_mistral, "Mistral"),
+    (modeling_qwen2, "Qwen2"),
+    (modeling_qwen3, "Qwen3"),
+)
+_PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Several linear layers with one input. One weight for all where memory allows, else one for each."""
+
+    parts: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
+
+    @classmethod
+    def of(cls, *layers: nn.Linear) -> Linear:
+        """The layers side by side, as views of their parameters."""
+        weight = adjacent([layer.weight for layer in layers])
+        biased = layers[0].bias is not None
+        bias = adjacent([layer.bias for layer in layers]) if biased else None
+        if weight is None or (biased and bias is None):
+            return cls(tuple((layer.weight, layer.bias) for layer in layers))
+        return cls(((weight, bias),))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All outputs, one after the other in the last dim."""
+        if len(self.parts) == 1:
+            return F.linear(x, *self.parts[0])
+        return torch.cat([F.linear(x, weight, bias) for weight, bias in self.parts], -1)
+
+
+def adjacent(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Tensors of equal trailing dims as one view [sum of rows, ...]; None unless they lie end to end."""
+    first = tensors[0].detach()
+    offset = first.storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and tensor.is_contiguous() and tensor.storage_offset() == offset):
+            return None
+        offset += tensor.numel()
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm module: statistics in float32, rounded to the model's dtype before the weight."""
+
+    module: Any
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Like `x`, normalised over the last dim."""
+        eps = self.module.variance_epsilon
+        normed = F.rms_norm(x.float(), x.shape[-1:], None, eps)
+        scaled: torch.Tensor = self.module.weight * normed.to(x.dtype)
+        return scaled
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one decoder layer."""
+
+    index: int
+    before_attention: Norm
+    qkv: Linear
+    head_norms: tuple[Norm, Norm] | None
+    out: Linear
+    before_mlp: Norm
+    gate_up: Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    down: Linear
+    heads: int
+    kv_heads: int
+    scale: float
+    window: int | None
+
+    def attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, step: Pass) -> torch.Tensor:
+        """Attention's output before the residual: [T, hidden]. `sin` has the sign of rotate_half."""
+        qkv = self.qkv(self.before_attention(x)).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+        rotated = qkv[:, : self.heads + self.kv_heads]
+        if self.head_norms:
+            query_norm, key_norm = self.head_norms
+            qkv[:, : self.heads] = query_norm(qkv[:, : self.heads])
+            rotated[:, self.heads :] = key_norm(rotated[:, self.heads :])
+        swapped = rotated.roll(rotated.shape[-1] // 2, -1).mul_(sin)
+        rotated.mul_(cos).add_(swapped)
+        pairs = qkv[:, self.heads :].unflatten(1, (2, self.kv_heads))
+        query = qkv[:, : self.heads]
+        attended = step.attend(self.index, query, pairs, scale=self.scale, window=self.window)
+        return self.out(attended.flatten(1))
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """The feed-forward part before the residual: [T, hidden]."""
+        gate, up = self.gate_up(self.before_mlp(x)).chunk(2, -1)
+        return self.down(self.activation(gate).mul_(up))
+
+
+class FusedDecoder:
+    """Llama, Mistral, Qwen2 and Qwen3 without their modules' overhead. Equal to `ModuleDecoder`."""
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module
+        self._build()
+
+    def _build(self) -> None:
+        base = self.module.model
+        self._pointers = self._storages()
+        self._layers = [_layer(layer, index) for index, layer in enumerate(base.layers)]
+        self._norm = Norm(base.norm)
+
+    def _storages(self) -> tuple[int, ...]:
+        return tuple(parameter.data_ptr() for parameter in self.module.parameters())
+
+    def __call__(self, step: Pass) -> torch.Tensor:
+        """The logits [B, vocabulary] of the slots' rows."""
+        if self._storages() != self._pointers:  # parameters were moved, not only overwritten
+            self._build()
+        base = self.module.model
+        x = F.embedding(step.tokens, base.embed_tokens.weight)
+        cos, sin = base.rotary_emb(x[None], step.positions[None])
+        cos, sin = cos[0][:, None], sin[0][:, None].clone()
+        sin[..., : sin.shape[-1] // 2].neg_()
+        for layer in self._layers:
+            x += layer.attention(x, cos, sin, step)
+            x += layer.mlp(x)
+        return self.module.lm_head(self._norm(x[: step.slots]))
+
+
+def _layer(module: Any, index: int) -> Layer:
+    attention, mlp = module.self_attn, module.mlp
+    norms = (Norm(attention.q_norm), Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+    window = getattr(attention, "sliding_window", None)
+    if isinstance(module, modeling_mistral.MistralDecoderLayer):
+        window = attention.config.sliding_window
+    return Layer(
+        index=index,
+        before_attention=Norm(module.input_layernorm),
+        qkv=Linear.of(attention.q_proj, attention.k_proj, attention.v_proj),
+        head_norms=norms,
+        out=Linear.of(attention.o_proj),
+        before_mlp=Norm(module.post_attention_layernorm),
+        gate_up=Linear.of(mlp.gate_proj, mlp.up_proj),
+        activation=mlp.act_fn,
+        down=Linear.of(mlp.down_proj),
+        heads=attention.q_proj.out_features // attention.head_dim,
+        kv_heads=attention.k_proj.out_features // attention.head_dim,
+        scale=attention.scaling,
+        window=window,
+    )
+
+
+def is_fusible(module: PreTrainedModel) -> bool:
+    """Whether every part of the model is exactly the class that `FusedDecoder` writes out.
+
+    A subclass, an adapter in place of a linear layer or a hook on any part may change the answer;
+    such models are left to their own modules.
+    """
+    for source, prefix in _FAMILIES:
+        if type(module) is getattr(source, f"{prefix}ForCausalLM"):
+            known = {getattr(source, prefix + part) for part in _PARTS}
+            known |= {nn.Linear, nn.Embedding, nn.ModuleList}
+            return all(_is_plain(part, known) for part in module.modules())
+    return False
+
+
+def _is_plain(part: nn.Module, known: set[type]) -> bool:
+    hooked = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+    activation = not list(part.children()) and not list(part.parameters())
+    return not hooked and (type(part) in known or activation)
+
+
+def make_decoder(module: PreTrainedModel) -> Decoder:
+    """The fastest decoder that gives the model's own answers."""
+    return FusedDecoder(module) if is_fusible(module) else ModuleDecoder(module)
