@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -146,7 +147,11 @@ class _Job:
     def _master_died(self) -> str:
         assert self._master is not None
         code = self._master.wait()
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+        how = (
+            f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            if code < 0
+            else f"ended with code {code}"
+        )
         return f"the master {how} during {self._doing}; the workers were told to leave"
 
     def _unexplained(self) -> str:
@@ -167,7 +172,11 @@ class _Job:
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        told = [line.strip() for line in lines if "noticed that process rank" in line or "exited on signal" in line]
+        told = [
+            line.strip()
+            for line in lines
+            if "noticed that process rank" in line or "exited on signal" in line
+        ]
         return "".join(f"\nmpirun: {line}" for line in told[:2])
 
     def end(self) -> None:
@@ -191,13 +200,9 @@ def _ends(process: subprocess.Popen[bytes], patience: float) -> bool:
 def _terminate(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads a session of its own, with all in it: politely, then by force."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            pass
         if _ends(process, 3.0):
             break
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

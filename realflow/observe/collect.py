@@ -55,6 +55,9 @@ class Collector:
         self._between = [span for span in self._between if span.end > end]
         metrics = dict(report.values)
         for name, (total, count, low, high) in report.stats.items():
+            if name.endswith("_ratio"):  # a share: only its mean says something
+                metrics[name] = total / count
+                continue
             metrics[f"{name}/mean"] = total / count
             metrics[f"{name}/max"] = high
             metrics[f"{name}/min"] = low

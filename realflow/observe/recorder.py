@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from realflow.observe.collect import Collector
 from realflow.observe.metrics import MetricsLog, SamplesLog
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
-from realflow.observe.collect import Collector
 from realflow.runtime.directory import partial_directory, remove_partial
 from realflow.runtime.messages import DispatchDone
+
 
 class RunFiles:
     """metrics.jsonl, samples.jsonl, TensorBoard, trace.json, checkpoints, error.txt."""
@@ -20,7 +21,9 @@ class RunFiles:
     def __init__(self, run_dir: Path, plan: Plan) -> None:
         self.run_dir = run_dir
         predicted = {
-            name: call.predicted_seconds for name, call in plan.calls.items() if call.predicted_seconds is not None
+            name: call.predicted_seconds
+            for name, call in plan.calls.items()
+            if call.predicted_seconds is not None
         }
         self._collector = Collector(plan.graph, predicted)
         self._metrics = MetricsLog(run_dir)

@@ -6,6 +6,7 @@ anything is divided among ranks; only then is each divided by estimated time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from realflow.data.balance import partition
@@ -19,7 +20,7 @@ def minibatches(ids: Sequence[int], group: int, count: int) -> list[list[int]]:
     groups = len(ids) // group
     assert groups * group == len(ids), (len(ids), group)
     bounds = [groups * i // count * group for i in range(count + 1)]
-    return [list(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(ids[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def divide(ids: Sequence[int], lengths: Mapping[int, int], parts: int, cost: Cost) -> list[list[int]]:

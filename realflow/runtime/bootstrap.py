@@ -64,7 +64,11 @@ def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
     ranks: list[int] = []
     for place in places:
         names = [cluster.nodes[0].name] if alone else [place.host, place.host.split(".")[0]]
-        found = [devices.index(f"{name}:{place.local_index}") for name in names if f"{name}:{place.local_index}" in devices]
+        found = [
+            devices.index(f"{name}:{place.local_index}")
+            for name in names
+            if f"{name}:{place.local_index}" in devices
+        ]
         if not found:
             raise InputError(
                 f"a rank runs as number {place.local_index} on {place.host}, for which the plan has no device; "
@@ -76,7 +80,9 @@ def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
     return ranks
 
 
-def start_master(run_dir: Path, *, plain: bool, start_step: int = 0, **popen: Any) -> tuple[subprocess.Popen[bytes], Rendezvous]:
+def start_master(
+    run_dir: Path, *, plain: bool, start_step: int = 0, **popen: Any
+) -> tuple[subprocess.Popen[bytes], Rendezvous]:
     """Start the master's process and read where it listens. Raises RunError if it ends before that."""
     read, write = os.pipe()
     command = [sys.executable, "-m", "realflow.launch.master", str(run_dir), "--handshake", str(write)]
@@ -158,7 +164,10 @@ def meet(cluster: Cluster, mpi: Mpi, rendezvous: Rendezvous | None) -> Identity:
     text = mpi.broadcast(rendezvous.to_json() if rendezvous else None)
     shared = Rendezvous.from_json(text)
     place = Place(socket.gethostname(), mpi.local_index)
-    everyone = [Place(**json.loads(t)) for t in mpi.all_gather(json.dumps({"host": place.host, "local_index": place.local_index}))]
+    everyone = [
+        Place(**json.loads(t))
+        for t in mpi.all_gather(json.dumps({"host": place.host, "local_index": place.local_index}))
+    ]
     rank = bind(cluster, everyone)[mpi.rank]
     kind = next(node.kind for node in cluster.nodes if cluster.devices[rank].startswith(f"{node.name}:"))
     device = "cpu" if kind == "cpu" else f"cuda:{place.local_index}"

@@ -253,7 +253,9 @@ class Core:
             self._trained[call.model] += 1
             self.versions[call.model] += call.minibatches
             self._stale.update(
-                (call.model, realloc.destination) for realloc in self.plan.reallocs if realloc.model == call.model
+                (call.model, realloc.destination)
+                for realloc in self.plan.reallocs
+                if realloc.model == call.model
             )
         self._free(step, call)
 
@@ -394,7 +396,9 @@ class Core:
             self._start(name, step.step, call.name, {rank: ids}, now)
             inputs = self._inputs(step, call, ids)
             lengths = [step.lengths[sample] for sample in ids] if step.lengths else []
-            self._out.append(To(rank, Execute(self._order, name, call.name, step.step, [ids], inputs, lengths)))
+            self._out.append(
+                To(rank, Execute(self._order, name, call.name, step.step, [ids], inputs, lengths))
+            )
 
     def _execute(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
         """An infer or train dispatch over all ranks of its mesh."""
@@ -463,7 +467,9 @@ class Core:
 
     def _known(self, name: str, rank: int) -> _Dispatch:
         dispatch = self._dispatches.get(name)
-        assert dispatch is not None and rank in dispatch.pending, f"rank {rank} reports {name}, which it does not run"
+        assert dispatch is not None and rank in dispatch.pending, (
+            f"rank {rank} reports {name}, which it does not run"
+        )
         return dispatch
 
     def _check_deadlines(self, now: float) -> None:
@@ -500,5 +506,7 @@ class Core:
         for dispatch in self._dispatches.values():
             step = self._steps.get(dispatch.step)
             if step is not None and dispatch.call in step.calls and not dispatch.call.startswith(":"):
-                shown.append((dispatch.name, dispatch.step, len(step.owners[dispatch.call]), step.stop - step.first))
+                shown.append(
+                    (dispatch.name, dispatch.step, len(step.owners[dispatch.call]), step.stop - step.first)
+                )
         return shown

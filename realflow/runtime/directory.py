@@ -14,7 +14,9 @@ PARTIAL = ".partial"
 def prepare(plan: Plan, run_dir: Path) -> None:
     """Make the run's directory with its plan. Raises InputError if it is in use or cannot be made."""
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise InputError(f"{run_dir} exists and is not empty; choose another directory with --run-dir or --name")
+        raise InputError(
+            f"{run_dir} exists and is not empty; choose another directory with --run-dir or --name"
+        )
     try:
         (run_dir / "checkpoints").mkdir(parents=True)
     except OSError as error:

@@ -49,7 +49,9 @@ def pair_tokenizer(tokenizer: Any, chat: bool, max_length: int | None) -> Tokeni
 class Inputs:
     """Brings what an `Execute` names to this worker, ahead of its turn, in a thread of its own."""
 
-    def __init__(self, rank: int, graph: Graph, store: FieldStore, client: FieldClient, data: DataFields) -> None:
+    def __init__(
+        self, rank: int, graph: Graph, store: FieldStore, client: FieldClient, data: DataFields
+    ) -> None:
         self._rank, self._graph, self._store, self._client, self._data = rank, graph, store, client, data
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._fetches: dict[str, Future[None]] = {}
@@ -59,10 +61,14 @@ class Inputs:
         self._fetches[message.dispatch] = self._thread.submit(self._fetch, message)
 
     def _fetch(self, message: Execute) -> None:
-        for field, owner, ids in message.inputs:
-            lacking = self._store.missing(field, ids) if owner != self._rank else []
-            if lacking:
-                self._store.put(field, self._client.fetch(owner, field, lacking))
+        wanted = [
+            (owner, field, self._store.missing(field, ids))
+            for field, owner, ids in message.inputs
+            if owner != self._rank
+        ]
+        fetches = [fetch for fetch in wanted if fetch[2]]
+        for (_, field, _), values in zip(fetches, self._client.fetch_many(fetches), strict=True):
+            self._store.put(field, values)
 
     def wait(self, message: Execute) -> None:
         """Until everything that the message names is here; raises what the fetch raised."""

@@ -11,17 +11,16 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from realflow.layout import full_box
 from realflow.engines.generate import NativeEngine
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
-from realflow.graph.types import Call
+from realflow.graph.types import Call, Sampling
+from realflow.layout import full_box
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.paths import resolve_model
 from realflow.planfile import Plan
 from realflow.realloc.execute import Buckets, Moved, execute, local_shards
 from realflow.realloc.transfers import Schedule, TensorSpec, transfers
-
 
 Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 
@@ -81,7 +80,7 @@ class Hosts:
                 host.model,
                 call.sampling,
                 slots=self._plan.calls[call.name].slots,
-                max_length=max_length(host.model),
+                max_length=max_length(host.model, self._plan.graph.data.max_length, call.sampling),
                 seed=self._plan.graph.seed,
                 eos_ids=eos_ids(host),
                 tokenizer=host.tokenizer,
@@ -107,7 +106,7 @@ class Hosts:
         if key not in self._schedules:
             nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
             self._schedules[key] = transfers(specs[0], specs[1], dict(enumerate(nodes))).part(self._rank)
-        tensors = host.model.flat.views()
+        tensors = {name: host.model.flat.view(name) for name in slots}
         return execute(
             self._schedules[key],
             self._rank,
@@ -118,17 +117,26 @@ class Hosts:
         )
 
 
-def max_length(model: CausalModel) -> int:
-    """The longest sequence that the model was made for."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+PROMPT_TOKENS = 1024
+"""The longest prompt where the data section sets no `max_length`."""
+
+
+def max_length(model: CausalModel, prompt: int | None, sampling: Sampling) -> int:
+    """The longest sequence that a KV cache slot must hold."""
+    limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    return min(limit, (prompt or PROMPT_TOKENS) + sampling.max_new_tokens)
 
 
 def eos_ids(host: Host) -> tuple[int, ...]:
     """The tokens that end a response: those of the generation config and of the tokenizer."""
-    configured = host.model.module.generation_config.eos_token_id if host.model.module.generation_config else None
+    configured = (
+        host.model.module.generation_config.eos_token_id if host.model.module.generation_config else None
+    )
     ids = [configured] if isinstance(configured, int) else list(configured or [])
     if host.tokenizer.eos_token_id is not None:
         ids.append(host.tokenizer.eos_token_id)
     if not ids:
-        raise InputError(f"model {host.path}: neither its generation config nor its tokenizer names an end token")
+        raise InputError(
+            f"model {host.path}: neither its generation config nor its tokenizer names an end token"
+        )
     return tuple(dict.fromkeys(ids))

@@ -17,7 +17,18 @@ import zmq
 
 from realflow.planfile import Plan
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
-from realflow.runtime.core import Abort, Core, Event, Finished, Instruction, Saved, StepDone, Tick, To, WorkerLost
+from realflow.runtime.core import (
+    Abort,
+    Core,
+    Event,
+    Finished,
+    Instruction,
+    Saved,
+    StepDone,
+    Tick,
+    To,
+    WorkerLost,
+)
 from realflow.runtime.messages import (
     Beat,
     Begin,
@@ -137,7 +148,9 @@ class Master:
                 self.emit({"kind": "note", "text": f"dropped a message: {error}"})
                 continue
             if frames[0] != rank_identity(getattr(message, "rank", -1)):
-                self.emit({"kind": "note", "text": f"dropped a message of {frames[0]!r} in another rank's name"})
+                self.emit(
+                    {"kind": "note", "text": f"dropped a message of {frames[0]!r} in another rank's name"}
+                )
                 continue
             self._message(message)
             if self.exit_code is not None:
@@ -156,7 +169,9 @@ class Master:
             case Ready() | SampleReady() | Failed():
                 self._event(message)
             case _:
-                self.emit({"kind": "note", "text": f"dropped a {type(message).__name__}, which workers do not send"})
+                self.emit(
+                    {"kind": "note", "text": f"dropped a {type(message).__name__}, which workers do not send"}
+                )
 
     def _hello(self, hello: Hello) -> None:
         self._hellos[hello.rank] = hello

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import msgpack
 
-
 # ---- worker -> master -------------------------------------------------------------------------
 
 
@@ -204,12 +203,17 @@ Message = (
     | Halt
 )
 
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}  # type: ignore[attr-defined]
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 _NAMES = {kind: [f.name for f in fields(kind)] for kind in _KINDS.values()}
-_ORIGIN = {"int": int, "str": str, "bool": bool, "float": (int, float), "list": list, "dict": dict}
-_TYPES = {
-    kind: [_ORIGIN[str(f.type).split("[", 1)[0]] for f in fields(kind)] for kind in _KINDS.values()
+_ORIGIN: dict[str, Any] = {
+    "int": int,
+    "str": str,
+    "bool": bool,
+    "float": (int, float),
+    "list": list,
+    "dict": dict,
 }
+_TYPES = {kind: [_ORIGIN[str(f.type).split("[", 1)[0]] for f in fields(kind)] for kind in _KINDS.values()}
 
 T = TypeVar("T")
 

@@ -47,8 +47,8 @@ class StepReadiness:
         self._consumers: dict[str, list[str]] = {name: [] for name in self.calls}
         self._missing: dict[str, dict[int, int]] = {}
         self._ready: dict[str, list[int]] = {name: [] for name in self.calls}
-        self._todo = {name: per_step for name in self.calls}
-        self._undone = {name: per_step for name in self.calls}
+        self._todo = dict.fromkeys(self.calls, per_step)
+        self._undone = dict.fromkeys(self.calls, per_step)
         for name, call in self.calls.items():
             sources = [p for p in producers(graph, call) if p in self.calls]
             for source in sources:

@@ -17,7 +17,7 @@ from realflow.planfile import Plan
 from realflow.runtime.bootstrap import Identity, Mpi
 from realflow.runtime.connect import local_address
 from realflow.runtime.core import with_record
-from realflow.runtime.fields import DataFields, Inputs
+from realflow.runtime.fields import Inputs
 from realflow.runtime.groups import make_groups
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import MasterLink
@@ -36,8 +36,11 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._store = FieldStore()
         keys = identity.rendezvous
-        self._server = FieldServer(self._store, self._context, keys.worker_public, keys.worker_secret)
-        self._client = FieldClient(self._context, keys.worker_public, keys.worker_secret)
+        self._server = FieldServer(
+            self._store, self._context, keys.worker_public, keys.worker_secret, host=local_address()
+        )
+        self._addresses: dict[int, str] = {}
+        self._client = FieldClient(self._context, keys.worker_public, keys.worker_secret, self._addresses)
         self.link = MasterLink(self.rank, keys, self._context)
         self._mpi = mpi
 
@@ -46,9 +49,9 @@ class Worker:
         started = time.monotonic()
         self.link.start()
         place = self.identity.place
-        address = self._server.address.replace("0.0.0.0", local_address())
-        self.link.send(Hello(self.rank, place.host, os.getpid(), self.identity.device, address))
-        self._client.addresses.update(self.link.begun.get())
+        hello = Hello(self.rank, place.host, os.getpid(), self.identity.device, self._server.address)
+        self.link.send(hello)
+        self._addresses.update(self.link.begun.get())
         device = torch.device(self.identity.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -59,7 +62,9 @@ class Worker:
         self.hosts = Hosts(self.plan, self.rank, device, groups)
         data = make_data(self.plan, self.hosts, self.run_dir)
         self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
-        self.models = ModelTasks(self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir)
+        self.models = ModelTasks(
+            self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir
+        )
         self.functions = FunctionTasks(self.plan, self.rank, self._store, self._inputs, data, self.link)
         self.link.is_function = lambda call: self.plan.graph.call(call).op == "function"
         self.link.on_execute = self._inputs.prefetch
@@ -72,7 +77,9 @@ class Worker:
     def _join(self, device: torch.device) -> None:
         """Join torch.distributed under the plan's ranks; the store's address travels over MPI."""
         size, first = self.identity.world_size, self._mpi.rank == 0
-        store = dist.TCPStore(local_address(), 0, size, is_master=True, wait_for_workers=False) if first else None
+        store = (
+            dist.TCPStore(local_address(), 0, size, is_master=True, wait_for_workers=False) if first else None
+        )
         address = self._mpi.broadcast(f"{local_address()} {store.port}" if store else None)
         if store is None:
             host, port = address.split()
@@ -119,7 +126,7 @@ class Worker:
                 return
             try:
                 self.functions.execute(message)
-            except BaseException as error:  # a thread's edge: reported, and the job ends
+            except BaseException as error:  # noqa: BLE001 - a thread's edge: reported, and the job ends
                 self.link.fail(failure(self.rank, message.dispatch, error))
 
 
@@ -127,7 +134,9 @@ def failure(rank: int, dispatch: str, error: BaseException) -> Failed:
     """An exception as a message: our own errors by their text, others with their traceback."""
     if isinstance(error, RealFlowError):
         return Failed(rank, dispatch, str(error), "")
-    return Failed(rank, dispatch, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    return Failed(
+        rank, dispatch, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    )
 
 
 def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
@@ -136,7 +145,7 @@ def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
     try:
         worker.start()
         worker.run()
-    except BaseException as error:  # an edge: the master must know before this process ends
+    except BaseException as error:
         worker.link.fail(failure(identity.rank, worker.link.doing, error))
         raise
 

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from realflow.data.balance import micro_batches
 from realflow.data.batch import Batch, pack
 from realflow.data.source import open_source
@@ -17,18 +14,25 @@ from realflow.data.text import encode_prompt
 from realflow.engines.functions import FunctionError, Progress, load_callable, run_function
 from realflow.engines.generate import Finished, Prompt
 from realflow.engines.infer import infer_logprobs
-from realflow.errors import InputError, RunError
 from realflow.graph.types import Call
 from realflow.models.save import file_checksums, save_model, save_state
 from realflow.planfile import Plan
-from realflow.realloc.pack import checksum
 from realflow.runtime.assign import divide
 from realflow.runtime.core import RECORD
 from realflow.runtime.directory import partial_directory
 from realflow.runtime.fields import DataFields, Inputs, numeric_stats, pair_tokenizer
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import MasterLink
-from realflow.runtime.messages import DispatchDone, Drain, Execute, Failed, Open, Reallocate, SampleReady, Save
+from realflow.runtime.messages import (
+    DispatchDone,
+    Drain,
+    Execute,
+    Failed,
+    Open,
+    Reallocate,
+    SampleReady,
+    Save,
+)
 from realflow.runtime.store import FieldStore
 
 METRIC_NAMES = {
@@ -106,7 +110,15 @@ class ModelTasks:
         return Prompt(group, tuple(range(first, first + self._graph.samples)), tuple(tokens))
 
     def _store_finished(self, finished: Sequence[Finished]) -> None:
-        for name in ("tokens", "logprobs", "loss_mask", "versions", "finish_reason", "group_id", "completion"):
+        for name in (
+            "tokens",
+            "logprobs",
+            "loss_mask",
+            "versions",
+            "finish_reason",
+            "group_id",
+            "completion",
+        ):
             self._store.put(name, {f.sample_id: getattr(f, name) for f in finished})
 
     # ---- infer and train ------------------------------------------------------------------------
@@ -191,7 +203,9 @@ class ModelTasks:
         name = f"realloc/{message.model}"
         stats = {f"{name}/bytes": [float(moved.received_bytes), 1.0, 0.0, float(moved.received_bytes)]}
         values = {f"{name}/seconds": moved.seconds}
-        self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, values=values, spans=spans.merged))
+        self._link.send(
+            DispatchDone(message.dispatch, self._rank, stats=stats, values=values, spans=spans.merged)
+        )
 
     def save(self, message: Save) -> None:
         """This rank's part of a checkpoint: weights by the first replica, optimizer state by every rank."""
@@ -201,7 +215,9 @@ class ModelTasks:
         top = partial_directory(self._run_dir, message.directory)
         ranks = self._plan.calls[self._graph.trained()[message.model].name].ranks
         with spans:
-            files = save_state(host.trainer, top / "state" / message.model, ranks.index(self._rank), len(ranks))
+            files = save_state(
+                host.trainer, top / "state" / message.model, ranks.index(self._rank), len(ranks)
+            )
             if ranks[0] == self._rank:
                 save_model(host.model, host.tokenizer, top / message.model)
                 files |= file_checksums(top / message.model)

@@ -66,7 +66,7 @@ def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None) -> int:
         print(f"realflow: {error}", file=sys.stderr, flush=True)
         remove_partial(run_dir)
         os._exit(2)
-    except BaseException:  # the edge: an exception that is not reported here would hang the job
+    except BaseException:  # noqa: BLE001 - the edge: an exception that is not reported here would hang the job
         place = f"rank {identity.rank}" if identity else f"MPI rank {mpi.rank}"
         print(f"realflow: {place}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         mpi.abort()

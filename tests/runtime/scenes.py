@@ -22,7 +22,9 @@ GENERATED = (
 )
 
 
-def _call(name: str, op: str, reads: tuple[FieldUse, ...], writes: tuple[FieldUse, ...], **more: object) -> Call:
+def _call(
+    name: str, op: str, reads: tuple[FieldUse, ...], writes: tuple[FieldUse, ...], **more: object
+) -> Call:
     scope = more.pop("scope", "sample")
     kind = {"function": "function", "train": "loss", "infer": "output", "generate": "function"}[op]
     decl = FunctionDecl(name, kind, reads, writes, scope=scope)  # type: ignore[arg-type]
@@ -49,7 +51,14 @@ def grpo(
         _call("reward", "function", (GENERATED[2],), (rewards,)),
         _call("ref", "infer", (tokens,), (reference,), model="ref"),
         _call("credit", "function", (rewards,), (advantages,), scope="group"),
-        _call("train", "train", (tokens, logprobs, advantages, reference), (), model="actor", minibatches=minibatches),
+        _call(
+            "train",
+            "train",
+            (tokens, logprobs, advantages, reference),
+            (),
+            model="actor",
+            minibatches=minibatches,
+        ),
     ]
     if evaluate is not None:
         count = FieldUse("count", "count", "sample", "float")
@@ -88,6 +97,8 @@ def place(graph: Graph, devices: int, ranks: dict[str, tuple[int, ...]], **more:
         ReallocPlan(str(call.model), train.name, call.name, 1, 1)
         for model, train in graph.trained().items()
         for call in graph.calls
-        if call.model == model and call.name != train.name and set(calls[call.name].ranks) - set(calls[train.name].ranks)
+        if call.model == model
+        and call.name != train.name
+        and set(calls[call.name].ranks) - set(calls[train.name].ranks)
     )
     return Plan(graph, Cluster((Node("local", devices),)), calls, reallocs=reallocs, **more)  # type: ignore[arg-type]

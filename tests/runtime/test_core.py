@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from scenes import grpo, place
 
 from realflow.planfile import Plan
-from realflow.runtime.core import RECORD, Abort, Core, Event, Finished, Saved, StepDone, Tick, To, WorkerLost, with_record
+from realflow.runtime.core import (
+    RECORD,
+    Abort,
+    Core,
+    Event,
+    Finished,
+    Saved,
+    StepDone,
+    Tick,
+    To,
+    WorkerLost,
+    with_record,
+)
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -75,7 +87,9 @@ class Workers:
         wanted = {s for shard in message.shards for s in shard}
         by_field: dict[str, set[int]] = defaultdict(set)
         for name, owner, ids in message.inputs:
-            assert {(name, s) for s in ids} <= self.store[owner], "an owner does not hold what it is asked for"
+            assert {(name, s) for s in ids} <= self.store[owner], (
+                "an owner does not hold what it is asked for"
+            )
             by_field[name] |= set(ids)
             self.store[rank] |= {(name, s) for s in ids}
         for ids in by_field.values():
@@ -268,7 +282,9 @@ def test_a_worker_lost_before_it_was_ready() -> None:
 def test_a_deadline() -> None:
     core = started(place(grpo(), 2, {}, deadline_floor_seconds=10.0))
     assert core.handle(Tick(), 9.0) == []
-    assert "rollout@0 is past its deadline of 10 s; not finished on rank 0, 1" in abort_text(core.handle(Tick(), 11.0))
+    assert "rollout@0 is past its deadline of 10 s; not finished on rank 0, 1" in abort_text(
+        core.handle(Tick(), 11.0)
+    )
 
 
 def test_a_failure_names_call_rank_and_cause() -> None:
