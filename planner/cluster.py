@@ -51,7 +51,7 @@ def read_cluster(path: Path | str) -> Cluster:
     top = report.section((), report.document.value, "a cluster file: a mapping with nodes")
     listed = top.need("nodes", NODES, [])
     nodes = [_node(report.section(("nodes", index), item)) for index, item in enumerate(listed)]
-    top.close([])
+    top.close(["nodes"])
     for index, node in enumerate(nodes):
         if node.name in [other.name for other in nodes[:index]]:
             report.add(("nodes", index), f"a node {node.name} is given twice")
@@ -66,7 +66,7 @@ def _node(section: Section) -> Node:
         kind=section.take("kind", one_of("cpu", "cuda"), "cpu"),
         memory_bytes=section.take("memory", MEMORY, None),
     )
-    section.close([])
+    section.close(["name", "devices", "kind", "memory"])
     return node
 
 

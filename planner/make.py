@@ -54,7 +54,7 @@ def make_plan(
             layout=layout,
             engine=ENGINES_OF[call.op][0],
             micro_batch_tokens=micro_batch_tokens,
-            slots=slots or choose_slots(graph, call, layout),
+            slots=slots or choose_slots(graph, call, layout) if call.op == "generate" else CallPlan.slots,
         )
     reallocs = tuple(
         ReallocPlan(model, source, destination, bytes=size * ranks, lower_bound_bytes=size * ranks)

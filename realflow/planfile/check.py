@@ -176,8 +176,8 @@ def _reallocs(plan: Plan) -> list[Problem]:
     for model, source, target in sorted(needed - set(found)):
         problems.append(
             Problem(
-                f"{model} from {source} to {target} is missing: {target} runs on ranks that {source} does not "
-                "train on; make the plan again, or add the realloc",
+                f"{model} from {source} to {target} is missing: {target} runs on ranks that {source} does "
+                "not train on; make the plan again, or add the realloc",
                 where="reallocs",
             )
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from realflow.errors import InputError, Problem
+from realflow.graph import Graph, load_graph
 from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, number, one_of, whole
-from realflow.graph.types import Graph
 from realflow.graph.yamlfile import KeyPath, load_yaml, parse_yaml
 from realflow.layout import Layout
 from realflow.planfile.check import AFTER, ENGINES, find_problems
@@ -71,6 +71,20 @@ def _read_any_text(value: Any) -> str:
     return value
 
 
+TOP_KEYS = (
+    "format",
+    "graph",
+    "cluster",
+    "calls",
+    "reallocs",
+    "memory",
+    "predicted",
+    "deadline",
+    "cards",
+    "hashes",
+    "notes",
+    "extra",
+)
 NUMBER = number("a number of at least 0", least=0)
 BYTES = Kind("a whole number of bytes", _read_bytes)
 RANKS = Kind("ranks, such as [0, 1] or 0-1", _read_ranks)
@@ -111,9 +125,9 @@ def _plan(report: Report) -> Plan:
             for key in ("step_seconds", "lower_bound_seconds", "gap")
         },
     }
-    top.close(["extra"])
-    predicted.close([])
-    deadline.close([])
+    top.close(TOP_KEYS)
+    predicted.close(["step_seconds", "lower_bound_seconds", "gap", "timeline"])
+    deadline.close(["factor", "floor_seconds"])
     if graph is not None and cluster.nodes:
         plan = Plan(graph=graph, cluster=cluster, calls=calls, **values)
         _add(report, find_problems(plan, unread=unread))
@@ -140,19 +154,12 @@ def _add(report: Report, problems: list[Problem]) -> None:
 
 
 def _graph(report: Report, top: Section) -> Graph | None:
-    found = top.section("graph", required=True, expected="the resolved graph")
-    if not found.items:
+    if not top.section("graph", required=True, expected="the resolved graph").items:
         return None
-    from realflow.graph import load_graph
-
     try:
-        return load_graph(found.items)
+        return load_graph(report.document.under("graph"))
     except InputError as error:
-        inside = (
-            dataclasses.replace(problem, where=f"graph.{problem.where}".rstrip("."))
-            for problem in error.problems
-        )
-        _add(report, list(inside))
+        report.problems.extend(error.problems)
         return None
 
 
@@ -168,6 +175,11 @@ def _list(section: Section, key: str) -> list[Any]:
 def _sections(section: Section, key: str) -> list[Section]:
     path: KeyPath = (*section.path, key)
     return [section.report.section((*path, index), item) for index, item in enumerate(_list(section, key))]
+
+
+def _keys(kind: type) -> list[str]:
+    """The keys of a mapping that is written as a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _texts(section: Section) -> dict[str, str]:
@@ -189,7 +201,7 @@ def _node(section: Section) -> Node:
         kind=section.take("kind", TEXT, "cpu"),
         memory_bytes=section.take("memory_bytes", _maybe(BYTES), None),
     )
-    section.close([])
+    section.close(_keys(Node))
     return node
 
 
@@ -217,7 +229,7 @@ def _call(section: Section) -> CallPlan:
         after=section.take("after", one_of(*AFTER), CallPlan.after),
         predicted_seconds=section.take("predicted_seconds", _maybe(NUMBER), None),
     )
-    section.close([])
+    section.close(_keys(CallPlan))
     return call
 
 
@@ -230,7 +242,7 @@ def _realloc(section: Section) -> ReallocPlan:
         lower_bound_bytes=section.need("lower_bound_bytes", BYTES, 0),
         predicted_seconds=section.take("predicted_seconds", _maybe(NUMBER), None),
     )
-    section.close([])
+    section.close(_keys(ReallocPlan))
     return realloc
 
 
@@ -241,7 +253,7 @@ def _entry(section: Section) -> TimelineEntry:
         start=section.need("start", NUMBER, 0.0),
         end=section.need("end", NUMBER, 0.0),
     )
-    section.close([])
+    section.close(_keys(TimelineEntry))
     return entry
 
 

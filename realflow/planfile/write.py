@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from realflow.errors import InputError, Problem
+from realflow.graph import graph_to_mapping
 from realflow.planfile.ranks import format_ranks
 from realflow.planfile.types import FORMAT, CallPlan, Cluster, Plan, ReallocPlan, TimelineEntry
 
@@ -18,6 +19,12 @@ _LIST_LIMIT = 16  # longer sets of ranks are written as ranges
 # Text that stays text in any YAML dialect; all other text is quoted, because the dumper's own
 # rules are those of YAML 1.1, where `1e-5` is text and `on` is not.
 _PLAIN = re.compile(r"[A-Za-z_][\w./:-]*( [A-Za-z_][\w./-]*)*|\d+ [a-z]+|\d+-\d+|[\w./-]*/[\w./-]+", re.ASCII)
+_UNUSED = {
+    "generate": (),
+    "infer": ("slots",),
+    "train": ("slots",),
+    "function": ("slots", "micro_batch_tokens", "after"),
+}
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
@@ -54,12 +61,12 @@ _Dumper.add_representer(
 
 def plan_to_yaml(plan: Plan) -> str:
     """A plan as YAML; `parse_plan` reads exactly this plan back."""
-    from realflow.graph import graph_to_mapping
-
+    ops = {call.name: call.op for call in plan.graph.calls}
     count = plan.world_size
+    where = f"{count} device{'s' * (count != 1)}"
     head = (
-        f"# RealFlow plan: graph {plan.graph.name} on {count} device{'s' * (count != 1)}. It may be\n"
-        "# edited by hand: `realflow explain FILE` checks and shows it, `realflow run FILE` runs it.\n"
+        f"# RealFlow plan: graph {plan.graph.name} on {where}. It may be edited by hand:\n"
+        "# `realflow explain FILE` checks and shows it, `realflow run FILE` runs it.\n"
     )
     sections = [
         (
@@ -73,7 +80,7 @@ def plan_to_yaml(plan: Plan) -> str:
         (
             "Where and how each call runs. A layout is data x tensor x pipeline; micro_batch_tokens is the\n"
             "# budget of a packed micro-batch, slots the sequences that a replica decodes at once.",
-            {"calls": {name: _call(call) for name, call in plan.calls.items()}},
+            {"calls": {name: _call(call, ops.get(name, "generate")) for name, call in plan.calls.items()}},
         ),
         (
             "Weights that move after an optimizer step, to ranks that lack them, in each step.",
@@ -144,8 +151,8 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _call(call: CallPlan) -> dict[str, Any]:
-    return {
+def _call(call: CallPlan, op: str) -> dict[str, Any]:
+    values = {
         "ranks": _ranks(call.ranks),
         "layout": str(call.layout),
         "engine": call.engine,
@@ -154,6 +161,10 @@ def _call(call: CallPlan) -> dict[str, Any]:
         "after": call.after,
         "predicted_seconds": call.predicted_seconds,
     }
+    for key in _UNUSED[op]:
+        if values[key] == getattr(CallPlan, key):  # a default that says nothing
+            del values[key]
+    return values
 
 
 def _realloc(realloc: ReallocPlan) -> dict[str, Any]:

@@ -1,0 +1,371 @@
+"""Plan files: what is written is read back exactly, and broken ones are refused with their lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from realflow.errors import InputError
+from realflow.graph import find_graph, load_graph
+from realflow.layout import Layout
+from realflow.planfile import (
+    CallPlan,
+    Cluster,
+    Node,
+    Plan,
+    ReallocPlan,
+    TimelineEntry,
+    check_plan,
+    idle_ranks,
+    needed_reallocs,
+    parse_plan,
+    plan_to_yaml,
+    read_plan,
+    write_plan,
+)
+from realflow.planfile.check import ENGINES_OF
+from realflow.planfile.ranks import format_ranks, parse_ranks
+
+GRAPHS = {name: load_graph(find_graph(name)) for name in ("grpo", "sft")}
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+words = st.text(string.ascii_letters + string.digits + "_-. 1e:#'\"", min_size=1, max_size=12).filter(
+    str.strip
+)
+names = st.sampled_from(
+    ["node01", "on", "1e-5", "0x1f", "null", "gpu-a.cluster", "ü", "~", "12", "a b", "yes"]
+)
+seconds = st.none() | st.floats(0, 1e9)
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3)
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Any plan that may run: every graph, cluster, set of ranks, number and text."""
+    graph = GRAPHS[draw(st.sampled_from(sorted(GRAPHS)))]
+    nodes = [
+        Node(
+            name,
+            draw(st.integers(1, 24)),
+            draw(st.sampled_from(["cpu", "cuda"])),
+            draw(st.none() | st.integers(1, 2**50)),
+        )
+        for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
+    ]
+    world = sum(node.devices for node in nodes)
+    rank_sets = st.lists(st.integers(0, world - 1), min_size=1, max_size=20, unique=True).map(tuple)
+    calls = {}
+    for call in graph.calls:
+        ranks = draw(rank_sets)
+        calls[call.name] = CallPlan(
+            ranks=ranks,
+            layout=Layout(dp=len(ranks)),
+            engine=ENGINES_OF[call.op][0],
+            micro_batch_tokens=draw(st.integers(1, 2**20)),
+            slots=draw(st.integers(1, 100)),
+            predicted_seconds=draw(seconds),
+        )
+    reallocs = [
+        ReallocPlan(model, source, destination, count + 7, count, draw(seconds))
+        for model, source, destination, count in needed_reallocs(graph, calls)
+    ]
+    causes = st.dictionaries(words, st.integers(0, 2**50), max_size=3)
+    start = draw(st.floats(0, 1e3))
+    return Plan(
+        graph=graph,
+        cluster=Cluster(tuple(nodes)),
+        calls=calls,
+        cards=dict.fromkeys(graph.models, "1234567890123456"),
+        reallocs=tuple(reallocs),
+        memory=draw(st.dictionaries(st.integers(0, world - 1), causes, max_size=6)),
+        timeline=tuple(
+            TimelineEntry(what, draw(rank_sets), start, start + 1)
+            for what in draw(st.lists(words, max_size=2))
+        ),
+        step_seconds=draw(seconds),
+        gap=draw(seconds),
+        deadline_factor=draw(st.floats(1, 100)),
+        deadline_floor_seconds=draw(st.floats(0.5, 1e5)),
+        hashes=draw(st.dictionaries(words, words, max_size=2)),
+        notes=tuple(draw(st.lists(texts, max_size=3))),
+        extra=draw(st.dictionaries(words, values, max_size=3)),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans())
+def test_what_is_written_is_read_back(plan: Plan) -> None:
+    text = plan_to_yaml(plan)
+    assert parse_plan(text) == plan
+    assert plan_to_yaml(parse_plan(text)) == text
+
+
+@given(st.lists(st.integers(0, 10**5), min_size=1, max_size=30).map(tuple))
+def test_ranks_roundtrip(ranks: tuple[int, ...]) -> None:
+    assert parse_ranks(format_ranks(ranks)) == ranks
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1-", "3-1", "-1", "1,,2", "0-99999999", "1 2", "0-131071,0-131071"]
+)
+def test_texts_that_are_no_ranks(text: str) -> None:
+    assert parse_ranks(text) is None
+
+
+def plain_plan() -> Plan:
+    """grpo with rollout on ranks 0 and 1, training and ref on 2."""
+    graph = GRAPHS["grpo"]
+    where = {"rollout": (0, 1), "train": (2,), "ref": (2,)}
+    calls = {
+        call.name: CallPlan(
+            where.get(call.name, (0,)), Layout(dp=len(where.get(call.name, (0,)))), ENGINES_OF[call.op][0]
+        )
+        for call in graph.calls
+    }
+    reallocs = (ReallocPlan("actor", "train", "rollout", 200, 200),)
+    return Plan(graph, Cluster((Node("local", 3),)), calls, reallocs=reallocs, memory={0: {"weights": 5}})
+
+
+def test_a_file_is_written_and_read(tmp_path: Path) -> None:
+    path = write_plan(plain_plan(), tmp_path / "plan.yaml")
+    assert read_plan(path) == plain_plan()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.yaml"], "nothing is left beside it"
+    with pytest.raises(InputError, match="cannot be written"):
+        write_plan(plain_plan(), tmp_path / "missing" / "plan.yaml")
+
+
+def test_a_cluster_of_a_thousand_devices_fits_a_file() -> None:
+    graph, world = GRAPHS["grpo"], 1024
+    ranks = tuple(range(world))
+    calls = {call.name: CallPlan(ranks, Layout(dp=world), ENGINES_OF[call.op][0]) for call in graph.calls}
+    nodes = tuple(Node(f"n{index}", 8, "cuda") for index in range(world // 8))
+    plan = Plan(graph, Cluster(nodes), calls, memory={rank: {"weights": 1} for rank in ranks})
+    text = plan_to_yaml(plan)
+    assert parse_plan(text) == plan
+    assert len(text) < 20_000
+
+
+def test_idle_ranks() -> None:
+    assert idle_ranks(plain_plan()) == ()
+    assert idle_ranks(dataclasses.replace(plain_plan(), cluster=Cluster((Node("local", 5),)))) == (3, 4)
+
+
+# What is replaced in the file, by what, the line's text that must be named, and words of the message.
+_NODE = "    - {name: local, devices: 3, kind: cpu, memory_bytes: null}"
+_REALLOC = """  - model: actor
+    source: train
+    destination: rollout
+    bytes: 200
+    lower_bound_bytes: 200
+    predicted_seconds: null
+"""
+BROKEN = {
+    "unknown key": (
+        "format: 1",
+        "format: 1\nreallcos: []",
+        "reallcos: []",
+        "unknown key 'reallcos'; did you mean 'reallocs'",
+    ),
+    "unknown key of a call": (
+        "    slots: 32",
+        "    slot: 32",
+        "    slot: 32",
+        "unknown key 'slot'; did you mean 'slots'",
+    ),
+    "wrong format": ("format: 1", "format: 9", "format: 9", "this version reads 1"),
+    "rank outside": (
+        "    ranks: [0, 1]",
+        "    ranks: [0, 7]",
+        "    ranks: [0, 7]",
+        "rank 7 is outside the cluster",
+    ),
+    "rank twice": ("    ranks: [0, 1]", "    ranks: [0, 0]", "    ranks: [0, 0]", "rank 0 is given twice"),
+    "negative rank": (
+        "    ranks: [0, 1]",
+        "    ranks: [0, -1]",
+        "    ranks: [0, -1]",
+        "expected ranks, such as",
+    ),
+    "ranks that are text": (
+        "    ranks: [0, 1]",
+        "    ranks: all",
+        "    ranks: all",
+        "expected ranks, such as",
+    ),
+    "no ranks": ("    ranks: [0, 1]", "    ranks: []", "    ranks: []", "expected ranks, such as"),
+    "a huge range": (
+        "    ranks: [0, 1]",
+        "    ranks: 0-9999999",
+        "    ranks: 0-9999999",
+        "expected ranks, such as",
+    ),
+    "layout of other size": (
+        "layout: d2t1p1",
+        "layout: d3t1p1",
+        "layout: d3t1p1",
+        "d3t1p1 needs 3 ranks, but 2 are given",
+    ),
+    "layout that is none": ("layout: d2t1p1", "layout: 2x2", "layout: 2x2", "expected letters with sizes"),
+    "layout that is a number": ("layout: d2t1p1", "layout: 2", "layout: 2", "expected letters with sizes"),
+    "tensor parallel": (
+        "layout: d2t1p1",
+        "layout: d1t2p1",
+        "layout: d1t2p1",
+        "t2 (tensor parallel) cannot run yet",
+    ),
+    "pipeline": (
+        "layout: d2t1p1",
+        "layout: d1t1p2",
+        "layout: d1t1p2",
+        "p2 (pipeline parallel) cannot run yet",
+    ),
+    "context parallel": ("layout: d2t1p1", "layout: d1c2", "layout: d1c2", "reserved and cannot run yet"),
+    "unknown engine": ("engine: native", "engine: natvie", "engine: natvie", "did you mean 'native'"),
+    "wrong engine": (
+        "engine: native",
+        "engine: train",
+        "engine: train",
+        "train cannot run op generate; expected native or vllm",
+    ),
+    "engine to come": ("engine: native", "engine: vllm", "engine: vllm", "vllm cannot run yet"),
+    "offload": (
+        "    slots: 32\n    after: keep",
+        "    slots: 32\n    after: offload",
+        "    after: offload",
+        "offload cannot run yet",
+    ),
+    "slots of 0": ("    slots: 32", "    slots: 0", "    slots: 0", "expected a whole number >= 1"),
+    "tokens as text": (
+        "micro_batch_tokens: 4096",
+        "micro_batch_tokens: many",
+        "    micro_batch_tokens: many",
+        "expected a whole number",
+    ),
+    "missing call": (
+        "  credit:",
+        "  credti:",
+        "calls:",
+        "calls: is missing; every call of the graph needs ranks",
+    ),
+    "unknown call": (
+        "  credit:",
+        "  credti:",
+        "  credti:",
+        "the graph has no call credti; did you mean credit?",
+    ),
+    "a call twice": ("  credit:", "  reward:", None, "given twice"),
+    "a missing layout": ("    layout: d2t1p1\n", "", "  rollout:", "'layout' is missing"),
+    "missing realloc": (_REALLOC, "  []\n", "reallocs:", "actor from train to rollout is missing"),
+    "realloc not needed": (
+        "destination: rollout",
+        "destination: ref",
+        "  - model: actor",
+        "actor from train to ref is not needed",
+    ),
+    "bytes below the bound": (
+        "    bytes: 200",
+        "    bytes: 100",
+        "  - model: actor",
+        "bytes 100 is below lower_bound_bytes 200",
+    ),
+    "no nodes": (_NODE, "    []", "cluster:", "has no nodes"),
+    "devices as text": (
+        "devices: 3",
+        "devices: three",
+        _NODE.replace("3", "three"),
+        "expected a whole number from 1 to 4096",
+    ),
+    "too many devices": ("devices: 3", "devices: 1000000000", None, "expected a whole number from 1 to 4096"),
+    "asynchronous": (
+        "max_staleness: 0",
+        "max_staleness: 2",
+        "  max_staleness: 2",
+        "2 (asynchronous) cannot run yet",
+    ),
+    "graph broken": (
+        "steps: 45\n  seed",
+        "steps: 0\n  seed",
+        "  steps: 0",
+        "graph.steps: found 0, expected a whole number >= 1",
+    ),
+    "seconds below 0": (
+        "step_seconds: null",
+        "step_seconds: -1",
+        "  step_seconds: -1",
+        "expected a number of at least 0, or null",
+    ),
+    "memory of another rank": (
+        "  0: {weights: 5}",
+        "  9: {weights: 5}",
+        "memory:",
+        "rank 9 is outside the cluster",
+    ),
+    "memory twice": (
+        "  0: {weights: 5}",
+        "  0: {weights: 5}\n  0-1: {weights: 5}",
+        "  0-1: {weights: 5}",
+        "has a row already",
+    ),
+    "memory as text": (
+        "  0: {weights: 5}",
+        "  0: {weights: much}",
+        "  0: {weights: much}",
+        "a whole number of bytes",
+    ),
+    "duplicate key": ("format: 1", "format: 1\nformat: 1", None, "given twice"),
+    "alias": ("format: 1", "format: &a 1", None, "anchors are not read"),
+    "no graph": ("graph:\n", "graf:\n", None, "'graph' is missing"),
+    "deadline of 0": ("factor: 20.0", "factor: 0", "  factor: 0", "expected more than 0"),
+    "not a mapping": (None, "- 1\n- 2\n", "- 1", "expected a plan file"),
+    "empty": (None, "", None, "expected a plan file"),
+    "deep": (None, "[" * 100_000, None, "levels deep"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_plans(case: str) -> None:
+    old, new, line, message = BROKEN[case]
+    text = plan_to_yaml(plain_plan())
+    if old is None:
+        text = new
+    else:
+        assert old in text, "the table no longer fits the format"
+        text = text.replace(old, new, 1)
+    with pytest.raises(InputError) as caught:
+        parse_plan(text, file="plan.yaml")
+    assert message in str(caught.value)
+    problem = next(problem for problem in caught.value.problems if message in str(problem))
+    assert problem.file == "plan.yaml"
+    if line is not None:
+        assert problem.line is not None
+        assert text.splitlines()[problem.line - 1].strip() == line.strip()
+
+
+def test_all_problems_are_told_together() -> None:
+    text = plan_to_yaml(plain_plan())
+    for old, new in (
+        ("layout: d2t1p1", "layout: d3t1p1"),
+        ("engine: python", "engine: cobra"),
+        ("ranks: [2]", "ranks: [8]"),
+    ):
+        text = text.replace(old, new, 1)
+    with pytest.raises(InputError) as caught:
+        parse_plan(text)
+    assert len(caught.value.problems) == 3
+    lines = [problem.line for problem in caught.value.problems]
+    assert lines == sorted(lines)
+
+
+def test_a_plan_made_by_hand_is_checked() -> None:
+    check_plan(plain_plan())
+    broken = dataclasses.replace(plain_plan(), reallocs=())
+    with pytest.raises(InputError, match="actor from train to rollout is missing"):
+        check_plan(broken)
