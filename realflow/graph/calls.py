@@ -148,7 +148,9 @@ def _read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | 
         for problem in error.problems:
             message = str(problem)
             if ":" not in use:
-                message = f"unknown function {use!r}; {nearest(use, fitting)} (your own are written package.module:function)"
+                message = (
+                    f"unknown function {use!r}; {nearest(use, fitting)} (your own: package.module:function)"
+                )
             section.problem(message, "use")
         return None
     if decl.kind not in kinds:

@@ -102,7 +102,7 @@ def load_function(use: str, folder: Path | None = None) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
         except InputError:
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's module may raise anything
+        except (Exception, SystemExit) as error:  # a user's module may raise anything
             raise InputError(f"{use}: importing {module_name} failed: {_cause(error)}") from error
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -8,10 +8,11 @@ from typing import Any
 
 from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
-from realflow.graph.check import check_models, check_sizes, wire
+from realflow.graph.check import wire
 from realflow.graph.params import apply_params, escape
-from realflow.graph.schema import FILE_NAME, STEPS, TEXT, Kind, Report, Section, named, whole
+from realflow.graph.schema import FILE_NAME, STEPS, TEXT, Report, Section, named, whole
 from realflow.graph.sections import read_data, read_models
+from realflow.graph.sizes import check_models, check_sizes
 from realflow.graph.types import Call, DataSpec, Graph, ModelSpec, OptimizerSpec, Sampling
 from realflow.graph.yamlfile import BROKEN, Document, load_yaml, parse_yaml
 
@@ -197,6 +198,3 @@ def _call_mapping(call: Call) -> dict[str, Any]:
 
 def _differs(value: Any, default: Any) -> bool:
     return type(value) is not type(default) or value != default
-
-
-__all__ = ["TOP_KEYS", "Kind", "graph_to_mapping", "load_graph"]

@@ -1,0 +1,101 @@
+"""Checks of models (who trains them) and of batch sizes (what divides)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from realflow.graph.schema import Report, nearest
+from realflow.graph.types import Call, DataSpec, ModelSpec
+
+
+def check_models(
+    models: Mapping[str, ModelSpec], calls: Sequence[Call], data: DataSpec, report: Report
+) -> None:
+    """Each model is used, and is trained by one call just where it has an optimizer."""
+    trains: dict[str, Call] = {}
+    for call in calls:
+        if call.op != "train" or call.model is None:
+            continue
+        if call.model in trains:
+            first = trains[call.model]
+            message = f"trains {call.model!r}, which call {first.name} trains too; a model has one train call"
+            report.add(("calls", call.name, "model"), message)
+        elif models[call.model].optimizer is None:
+            message = (
+                f"trains {call.model!r}, which has no optimizer; add 'optimizer' under models.{call.model}"
+            )
+            report.add(("calls", call.name, "model"), message)
+        trains.setdefault(call.model, call)
+    used = {call.model for call in calls} | {data.tokenize}
+    for name, model in models.items():
+        if name not in used:
+            report.add(("models", name), "no call uses this model; remove it, or name it in a call")
+        elif model.optimizer is not None and name not in trains:
+            report.add(
+                ("models", name, "optimizer"),
+                f"no call trains {name!r}; remove the optimizer or add a train call",
+            )
+    if data.tokenize is not None and data.tokenize not in models:
+        report.add(("data", "tokenize"), f"unknown model {data.tokenize!r}; {nearest(data.tokenize, models)}")
+
+
+def check_sizes(calls: Sequence[Call], data: DataSpec, report: Report) -> tuple[int, int]:
+    """Prompts of a step and samples of a prompt, from the generate call or the data.
+
+    Returns `(1, 1)` where they cannot be told (which is reported).
+    """
+    rollouts = [call for call in calls if call.op == "generate"]
+    if not rollouts:
+        if data.batch is None and "batch" not in report.document.value.get("data", {}):
+            report.add(
+                ("data",), "'batch' is missing; without a generate call it says how many prompts make a step"
+            )
+        prompts, samples = (data.batch.count if data.batch else 1), 1
+        sized = data.batch is not None
+    else:
+        if data.batch is not None:
+            message = "call " + rollouts[0].name + " says how many prompts make a step; remove 'batch' here"
+            report.add(("data", "batch"), message)
+        prompts, samples, sized = _rollout_sizes(rollouts, report)
+    for call in calls:
+        if sized and call.op == "train" and not _divides(prompts, samples, call.minibatches):
+            unit = (
+                f"{prompts} prompts"
+                if samples == 1 or call.minibatches <= prompts
+                else f"{prompts * samples} samples"
+            )
+            report.add(
+                ("calls", call.name, "minibatches"),
+                f"found {call.minibatches}, but {unit} do not divide into so many equal minibatches",
+            )
+    return prompts, samples
+
+
+def _rollout_sizes(rollouts: Sequence[Call], report: Report) -> tuple[int, int, bool]:
+    """Prompts and samples of the generate calls, which must agree, and whether they could be told."""
+    sizes = []
+    for call in rollouts:
+        if call.batch is None:
+            continue
+        count, samples = call.batch.count, call.samples
+        if call.batch.unit == "samples":
+            if count % samples:
+                message = f"found {count} samples, but {samples} samples a prompt do not divide it"
+                report.add(("calls", call.name, "batch"), message)
+                continue
+            count //= samples
+        sizes.append((call, count, samples))
+    for call, count, samples in sizes[1:]:
+        first, *wanted = sizes[0]
+        if [count, samples] != wanted:
+            report.add(
+                ("calls", call.name, "batch"),
+                f"{count} prompts of {samples} samples, but call {first.name} has {wanted[0]} of "
+                f"{wanted[1]}; all generate calls of a graph have the same",
+            )
+    return (sizes[0][1], sizes[0][2], True) if len(sizes) == len(rollouts) else (1, 1, False)
+
+
+def _divides(prompts: int, samples: int, minibatches: int) -> bool:
+    """Minibatches hold whole groups while there are enough of them, and then samples."""
+    return (prompts if minibatches <= prompts else prompts * samples) % minibatches == 0
