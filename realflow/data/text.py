@@ -64,8 +64,8 @@ def encode_pair(
     tokens = (before + after)[:max_length]
     if len(tokens) <= len(before):
         raise InputError(
-            f"a prompt of {len(before)} tokens leaves nothing of its completion within max_length {max_length}: "
-            f"{_short(prompt)}; raise max_length, or leave such rows out of the data"
+            f"a prompt of {len(before)} tokens leaves nothing of its completion within max_length "
+            f"{max_length}: {_short(prompt)}; raise max_length, or leave such rows out of the data"
         )
     return tokens, [False] * len(before) + [True] * (len(tokens) - len(before))
 
