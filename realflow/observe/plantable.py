@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
+from realflow.graph import to_svg
+from realflow.graph.types import Graph
 from realflow.observe.rundata import RunData
 from realflow.planfile import Plan
 
@@ -15,13 +18,24 @@ def section(run: RunData) -> str:
     """Calls, memory, reallocations and notes of the plan; the graph as text."""
     parts = []
     if run.plan:
-        parts = [_calls(run.plan), _reallocs(run.plan), _memory(run.plan), _notes(run.plan)]
+        plan = run.plan
+        parts = [_drawing(plan.graph), _calls(plan), _reallocs(plan), _memory(plan), _notes(plan)]
     if run.graph_text:
         parts.append(
             '<div class="card below"><details><summary>graph.yaml</summary>'
             f"<pre>{escape(run.graph_text)}</pre></details></div>"
         )
     return "".join(part for part in parts if part)
+
+
+def _drawing(graph: Graph) -> str:
+    """The graph, drawn; as an image, so that its styles and the page's stay apart."""
+    data = base64.b64encode(to_svg(graph).encode("utf-8", errors="replace")).decode("ascii")
+    return (
+        '<div class="card below"><details open><summary>The graph</summary><div class="drawing">'
+        f'<img alt="Calls of {escape(graph.name)}" src="data:image/svg+xml;base64,{data}"></div>'
+        "</details></div>"
+    )
 
 
 def ranges(ranks: Sequence[int]) -> str:

@@ -92,7 +92,9 @@ details > summary { cursor: pointer; color: var(--soft); padding: 4px 0; }
 details[open] > summary { margin-bottom: 8px; }
 pre { overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; }
 code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.drawing { overflow-x: auto; background: #fff; color: #1b1f24; border-radius: 8px; padding: 8px; }
+.drawing { background: #fff; border-radius: 8px; padding: 8px; text-align: center; }
+.drawing img { max-width: 100%; height: auto; }
+.below.card:first-child { margin-top: 0; }
 .trouble { border-left: 4px solid var(--mid); }
 ul { margin: 6px 0; padding-left: 20px; }
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
