@@ -140,6 +140,6 @@ def _unpacked(frame: bytes | memoryview, most: int = MAX_HEADER_BYTES) -> Any:
     if len(frame) > most:
         raise MalformedFrame(f"{len(frame)} bytes, more than {most}")
     try:
-        return msgpack.unpackb(frame, unicode_errors="surrogatepass", max_buffer_size=most)
+        return msgpack.unpackb(frame, unicode_errors="surrogatepass")
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise MalformedFrame(str(error)) from None

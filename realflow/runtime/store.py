@@ -106,8 +106,8 @@ def _kept(field: str, sample: int, value: Any) -> Any:
         return value
     if value.dtype not in DTYPE_NAMES or value.dim() == 0:
         raise RunError(
-            f"field {field!r} of sample {sample}: a tensor of {value.dtype} with {value.dim()} dims; expected "
-            f"at least one dim and one of {', '.join(DTYPES)}"
+            f"field {field!r} of sample {sample}: a tensor of {value.dtype} with {value.dim()} dims; "
+            f"expected at least one dim and one of {', '.join(DTYPES)}"
         )
     value = value.detach().cpu().contiguous()
     # A slice of a packed batch would keep the whole batch alive.

@@ -6,6 +6,7 @@ asks their owner with a `FieldClient`. Both ends hold the run's worker key, and 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ class FieldServer:
     def _answer(self, request: Request) -> tuple[bytes, memoryview | bytes]:
         try:
             return encode_reply(request.number, self._store.get(request.field, request.ids))
-        except (RunError, ValueError, OverflowError) as error:
+        except (RuntimeError, ValueError, OverflowError, MemoryError) as error:  # RunError is among them
             return encode_error(request.number, str(error))
 
 
@@ -180,7 +181,7 @@ class FieldClient:
                 open_requests[request.number] = (place, request)
         owners = {self._sockets[owner]: owner for owner, _, _ in fetches}
         while open_requests:
-            ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            ready = poller.poll(math.ceil(max(0.0, deadline - time.monotonic()) * 1000))
             if not ready:
                 waited = sorted({(fetches[place][0], r.field) for place, r in open_requests.values()})
                 missing = "; ".join(f"rank {rank} for field {field!r}" for rank, field in waited)
