@@ -47,12 +47,13 @@ class CostModel:
         return tokens * (self.linear + self.quadratic * tokens)
 
 
-def partition(costs: Sequence[float], parts: int) -> list[list[int]]:
+def partition(costs: Sequence[float], parts: int, *, close: float = _CLOSE) -> list[list[int]]:
     """Divide indices of `costs` (at least 0) into `parts` lists whose largest sum is small.
 
     Longest first, each to the part with the least (at most 4/3 of the best), then moves and swaps
-    between the fullest part and the others while they help. Every index is in exactly one list,
-    lists are ascending, and none is empty where there are `parts` indices or more.
+    between the fullest part and the others while they help and its sum is over `1 + close` times the
+    mean. Every index is in exactly one list, lists are ascending, and none is empty where there are
+    `parts` indices or more.
     """
     assert parts >= 1, parts
     assert all(0 <= cost < float("inf") for cost in costs), "costs must be finite and at least 0"
@@ -63,7 +64,7 @@ def partition(costs: Sequence[float], parts: int) -> list[list[int]]:
         load, members, part = heap[0]
         found[part].append(index)
         heapq.heapreplace(heap, (load + costs[index], members + 1, part))
-    _refine(found, costs)
+    _refine(found, costs, close)
     return [sorted(part) for part in found]
 
 
@@ -87,9 +88,10 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     alone = [[i] for i, length in enumerate(lengths) if length > budget]
     small = [i for i, length in enumerate(lengths) if length <= budget]
     found = _best_fit(small, lengths, budget)
-    least = -(-sum(lengths[i] for i in small) // budget)
-    for count in sorted({max(least, 1), len(found)}) if small else ():
-        balanced = partition([lengths[i] for i in small], count)
+    total = sum(lengths[i] for i in small)
+    for count in sorted({max(-(-total // budget), 1), len(found)}) if small else ():
+        slack = budget * count / total - 1 if total else 0.0
+        balanced = partition([lengths[i] for i in small], count, close=min(slack, 0.01))
         if all(sum(lengths[small[j]] for j in part) <= budget for part in balanced):
             found = [[small[j] for j in part] for part in balanced if part]
             break
@@ -142,27 +144,31 @@ def _best_fit(indices: Sequence[int], lengths: Sequence[int], budget: int) -> li
 
 @dataclass(frozen=True)
 class _Change:
-    """Move index `leaving` from the fullest part to part `other`, and `entering` (-1: none) back;
-    `shift` is what the fullest part loses."""
+    """Move index `leaving` from the fullest part to part `other` (whose sum is `load`), and `entering`
+    (-1: none) back; `shift` is what the fullest part loses."""
 
     other: int
+    load: float
     leaving: int
     entering: int
     shift: float
 
 
-def _refine(found: list[list[int]], costs: Sequence[float]) -> None:
+def _refine(found: list[list[int]], costs: Sequence[float], close: float) -> None:
     """Lower the largest sum by moving or swapping members between the fullest part and another.
 
     Each round makes the best such change, so the largest sum never grows. Ends when no change
-    helps, when the largest sum is within `_CLOSE` of the mean, or after 4 rounds for each part.
+    helps, when the largest sum is within `close` of the mean, or after 4 rounds for each part (256 at
+    most: by then what is left to gain is less than the estimates are worth).
     Changes `found` in place.
     """
-    loads = [sum(costs[i] for i in part) for part in found]
-    enough = (1 + _CLOSE) * sum(loads) / len(loads)
-    for _ in range(4 * len(found)):
-        full = max(range(len(found)), key=lambda part: (loads[part], -part))
-        change = _best_change(found, costs, loads, full) if loads[full] > enough else None
+    order = sorted((sum(costs[i] for i in part), number) for number, part in enumerate(found))
+    enough = (1 + close) * sum(load for load, _ in order) / len(order)
+    for _ in range(min(4 * len(found), 256)):
+        if order[-1][0] <= enough:
+            return
+        load, full = order.pop()
+        change = _best_change(found, costs, load, full, order[:8])
         if change is None:
             return
         found[full].remove(change.leaving)
@@ -170,23 +176,29 @@ def _refine(found: list[list[int]], costs: Sequence[float]) -> None:
         if change.entering >= 0:
             found[change.other].remove(change.entering)
             found[full].append(change.entering)
-        loads[full] -= change.shift
-        loads[change.other] += change.shift
+        del order[bisect_left(order, (change.load, change.other))]
+        insort(order, (load - change.shift, full))
+        insort(order, (change.load + change.shift, change.other))
 
 
 def _best_change(
-    found: Sequence[Sequence[int]], costs: Sequence[float], loads: Sequence[float], full: int
+    found: Sequence[Sequence[int]],
+    costs: Sequence[float],
+    load: float,
+    full: int,
+    others: Sequence[tuple[float, int]],
 ) -> _Change | None:
-    """The move or swap between part `full` and one of the 8 emptiest that helps most, if any does."""
+    """The move or swap between part `full` and one of the `others` that helps most, if any does."""
     leavers = sorted((costs[i], i) for i in found[full])
-    gain, best = 1e-9 * loads[full], None
-    for other in sorted(range(len(found)), key=lambda part: (loads[part], part))[:8]:
-        excess = loads[full] - loads[other]
+    gain, best = 1e-9 * load, None
+    for other_load, other in others:
+        excess = load - other_load
         for cost, entering in [(0.0, -1), *((costs[i], i) for i in found[other] if costs[i] > 0)]:
             # After a shift the fuller of the two has lost min(shift, excess - shift): best at half.
             place = bisect_left(leavers, (cost + excess / 2, -1))
             for leaving_cost, leaving in leavers[max(place - 1, 0) : place + 1]:
                 shift = leaving_cost - cost
                 if min(shift, excess - shift) > gain:
-                    gain, best = min(shift, excess - shift), _Change(other, leaving, entering, shift)
+                    gain = min(shift, excess - shift)
+                    best = _Change(other, other_load, leaving, entering, shift)
     return best
