@@ -28,7 +28,7 @@ _CHARTS = (
     _Chart("KL divergence", ("*/kl_loss", "*/ppo_kl")),
     _Chart("Entropy", ("*/entropy",), zero=True),
 )
-_ELSEWHERE = ("timing_s/*",)
+_ELSEWHERE = ("timing_s/*", "plan/*", "perf/idle_fraction")
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -33,9 +33,10 @@ class Progress:
         {"kind": "step", "step": 3, "seconds": 12.1, "metrics": {...}}
         {"kind": "note", "text": "..."}
         {"kind": "end", "text": "..."}                                              # text optional
+        {"kind": "error", "text": "..."}
 
-    Steps count from 0. It is a context manager; `close` (or the event `end`) restores the terminal.
-    Events may come from any thread.
+    Steps count from 0. It is a context manager; `close` (or the events `end` and `error`) restores
+    the terminal. Events may come from any thread.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`live` None: a live panel where `stream` (default stderr) is a terminal."""
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream or sys.stderr, highlight=False)
         self._total, self._title, self._clock = total_steps, title, clock
         self._lock = threading.Lock()
         self._began = self._step_began = clock()
@@ -72,12 +73,12 @@ class Progress:
             self._on_step(event)
         elif kind == "note":
             self._print(Text(str(event["text"])))
-        elif kind == "end":
+        elif kind in ("end", "error"):
             self.close()
             if event.get("text"):
-                self._print(Text(str(event["text"])))
+                self._print(Text(str(event["text"]), style="red" if kind == "error" else ""))
         else:
-            raise ValueError(f"unknown progress event {kind!r}: expected running, step, note or end")
+            raise ValueError(f"unknown progress event {kind!r}: expected running, step, note, end or error")
 
     def close(self) -> None:
         """Stop the live panel; its last state stays on the terminal."""
@@ -120,7 +121,7 @@ class Progress:
             self._print(Text("  ".join(parts)))
 
     def _print(self, text: Text) -> None:
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def _recent(self) -> float:
         last = self._rewards[-RECENT:]
@@ -153,8 +154,14 @@ class Progress:
                 line.append(sparkline(self._rewards, 40), style="cyan")
                 rows.append(line)
             now = "  ".join(_running_text(*item) for item in self._running.items())
-            rows.append(Text(f"now     {now or ('done' if self._finished >= self._total else 'starting')}"))
+            rows.append(Text(f"now     {now or self._rest()}", overflow="ellipsis", no_wrap=True))
             return Group(*rows)
+
+    def _rest(self) -> str:
+        """What to say while no call is known to run."""
+        if self._finished >= self._total:
+            return "done"
+        return "between calls" if self._finished else "starting"
 
 
 def _running_text(call: str, counts: tuple[int | None, int | None]) -> str:

@@ -60,12 +60,14 @@ def _name(run: RunData) -> str:
 
 def _head(run: RunData) -> str:
     planned, done = run.steps_planned, run.steps_done
-    if planned is None:
+    if run.error:
+        style, text = "bad", f"failed after {plural(done, 'step')}"
+    elif planned is None:
         style, text = "none", plural(done, "step")
     elif done >= planned:
         style, text = "good", f"complete: {done} of {planned} steps"
     else:
-        style, text = "mid" if done else "bad", f"{done} of {planned} steps"
+        style, text = "mid", f"{done} of {planned} steps"
     facts = []
     if run.plan:
         graph = run.plan.graph
@@ -104,7 +106,7 @@ def _tiles(run: RunData) -> str:
         tiles.append(("Tokens a second", short(mean_of(speeds)), "mean of the steps"))
     idle = timing.idle(run)
     if idle is not None:
-        tiles.append(("No rank computes", f"{100 * idle:.1f} %", "of the time, median of traced steps"))
+        tiles.append(("No rank computes", f"{100 * idle:.1f} %", "of the time, median of the steps"))
     times = run.values_of_time()
     if times:
         began = datetime.fromtimestamp(times[0]).astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -128,14 +130,18 @@ def plural(count: int, word: str) -> str:
 def _troubles(run: RunData) -> str:
     planned = run.steps_planned
     lines = list(run.troubles)
-    if planned is not None and run.steps_done < planned:
+    if planned is not None and run.steps_done < planned and not run.error:
         lines.insert(
             0, f"The run has {run.steps_done} of {planned} steps: it is running, or it stopped early."
         )
+    failed = ""
+    if run.error:
+        failed = f'<div class="card failed below"><h3>The run failed</h3><pre>{escape(run.error)}</pre></div>'
     if not lines:
-        return ""
+        return failed
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<div class="card trouble below"><h3>Not everything is here</h3><ul>{items}</ul></div>'
+    missing = f'<div class="card trouble below"><h3>Not everything is here</h3><ul>{items}</ul></div>'
+    return failed + missing
 
 
 def _files(run: RunData) -> str:

@@ -15,6 +15,7 @@ from realflow.observe.trace import Span, read_spans, split_name
 from realflow.planfile import Plan, read_plan
 
 FILES = ("graph.yaml", "plan.yaml", METRICS, SAMPLES, "trace.json", "checkpoints")
+ERROR = "error.txt"
 _KEPT_ROWS = 512
 
 
@@ -50,6 +51,8 @@ class RunData:
     spans: tuple[Span, ...]
     checkpoints: tuple[tuple[str, int], ...]
     troubles: tuple[str, ...]
+    error: str | None = None
+    """Why the run failed, as its master wrote it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,20 +87,24 @@ def load_run(run_dir: Path | str) -> RunData:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such directory; expected the directory of a run, such as runs/grpo")
-    if not any((run_dir / name).exists() for name in FILES):
+    if not any((run_dir / name).exists() for name in (*FILES, ERROR)):
         raise InputError(f"{run_dir}: not a run's directory; expected at least one of {', '.join(FILES)}")
     troubles = [f"{name} is missing." for name in FILES if not (run_dir / name).exists()]
-    graph_file = run_dir / "graph.yaml"
     return RunData(
         run_dir=run_dir,
         plan=_plan(run_dir / "plan.yaml", troubles),
-        graph_text=graph_file.read_text("utf-8", errors="replace") if graph_file.is_file() else None,
+        graph_text=_text(run_dir / "graph.yaml"),
         metrics=tuple(read_metrics(run_dir)),
         samples=_samples(run_dir / SAMPLES),
         spans=_spans(run_dir / "trace.json", troubles),
         checkpoints=_checkpoints(run_dir / "checkpoints"),
         troubles=tuple(troubles),
+        error=_text(run_dir / ERROR),
     )
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8", errors="replace") if path.is_file() else None
 
 
 def _plan(path: Path, troubles: list[str]) -> Plan | None:

@@ -96,6 +96,8 @@ code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .drawing img { max-width: 100%; height: auto; }
 .below.card:first-child { margin-top: 0; }
 .trouble { border-left: 4px solid var(--mid); }
+.failed { border-left: 4px solid var(--bad); }
+.failed pre { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 6px; }
 ul { margin: 6px 0; padding-left: 20px; }
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """

@@ -46,7 +46,12 @@ def _bounds(spans: Sequence[Span]) -> tuple[float, float]:
 
 
 def idle(run: RunData) -> float | None:
-    """Median over the traced steps of the time in which no rank computes; None without a trace."""
+    """Median over the steps of the share of time in which no rank computes.
+
+    As the run measured it, or else from the trace; None without either.
+    """
+    if measured := run.values("perf/idle_fraction"):
+        return statistics.median(measured)
     shares = [idle_fraction(run.spans, *_bounds(spans)) for spans in _windows(run).values()]
     return statistics.median(shares) if shares else None
 

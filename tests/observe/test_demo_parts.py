@@ -72,7 +72,7 @@ def test_reward_line_compares_both_ends(tmp_path):
         for step in range(12):
             log.step(step, {"critic/rewards/mean": step / 10})
     assert (
-        demo.reward_line(tmp_path) == "reward      0.200 in the first 5 steps, 0.900 in the last 5 (+0.700)"
+        demo.reward_line(tmp_path) == "reward      0.200 at the start, 0.900 at the end (+0.700; mean of 5)"
     )
 
 

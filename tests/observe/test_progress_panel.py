@@ -99,6 +99,13 @@ def test_time_left_never_goes_below_zero_and_slow_steps_count_from_their_begin()
     assert progress.seconds_left() == 10
 
 
+def test_an_error_is_said_whole():
+    stream = io.StringIO()
+    with Progress(1, stream=stream) as progress:
+        progress.update({"kind": "error", "text": "rank 1 died in train@2:\n  [killed] " + "x" * 200})
+    assert stream.getvalue() == "rank 1 died in train@2:\n  [killed] " + "x" * 200 + "\n"
+
+
 def test_an_unknown_event_is_refused():
     with Progress(1, stream=io.StringIO()) as progress, pytest.raises(ValueError, match="oops"):
         progress.update({"kind": "oops"})

@@ -136,6 +136,13 @@ def test_a_run_that_died_says_how_far_it_came(tmp_path):
     assert "4 of 45 steps" in html and "stopped early" in html and "holds no predictions" in html
 
 
+def test_a_failed_run_says_why(tmp_path):
+    write_metrics(tmp_path, 2)
+    (tmp_path / "error.txt").write_text("rank 1 died in train@2 <kill -9>", encoding="utf-8")
+    text = "".join(Strict(write_report(tmp_path).read_text(encoding="utf-8")).text)
+    assert "failed after 2 steps" in text and "rank 1 died in train@2 <kill -9>" in text
+
+
 def test_no_run_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         write_report(tmp_path / "nothing")
