@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from realflow.data.balance import CostModel
 from realflow.errors import RealFlowError
+from realflow.models.card import card
+from realflow.models.paths import resolve_model
 from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
-from realflow.planfile import read_plan
+from realflow.planfile import Plan, read_plan
 from realflow.runtime.master import Emit, Master
 
 
@@ -36,9 +39,18 @@ def json_lines(stream: Any) -> Emit:
     return emit
 
 
+def costs(plan: Plan) -> dict[str, CostModel]:
+    """Model -> the time of a sequence by its length (tokens, and attention's square of them)."""
+    cards = {name: card(resolve_model(spec.path)) for name, spec in plan.graph.models.items()}
+    return {
+        name: CostModel.for_sizes(params=known.size, layers=known.layers, hidden=known.hidden)
+        for name, known in cards.items()
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """The process's entry point."""
-    parser = argparse.ArgumentParser(prog="realflow.runtime.master")
+    parser = argparse.ArgumentParser(prog="realflow.launch.master")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--handshake", type=int, required=True, metavar="FD")
     parser.add_argument("--plain", action="store_true")
@@ -52,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         emit = json_lines(sys.stdout)
     try:
         files = RunFiles(arguments.run_dir, plan)
-        master = Master(plan, files, emit, start_step=arguments.start_step)
+        master = Master(plan, files, emit, start_step=arguments.start_step, costs=costs(plan))
         rendezvous = master.listen()
         with os.fdopen(arguments.handshake, "w") as handshake:
             handshake.write(rendezvous.to_json() + "\n")

@@ -160,10 +160,11 @@ def replicas(where: CallPlan) -> tuple[int, ...]:
 class Core:
     """The state of a run. One event at a time; `now` is in seconds of any steady clock."""
 
-    def __init__(self, plan: Plan, *, start_step: int = 0, cost: Cost | None = None) -> None:
+    def __init__(self, plan: Plan, *, start_step: int = 0, costs: Mapping[str, Cost] | None = None) -> None:
         self.plan = with_record(plan)
         self.graph: Graph = self.plan.graph
-        self.cost: Cost = cost or (lambda tokens: float(tokens))
+        self.costs: Mapping[str, Cost] = costs or {}
+        """Model -> estimated time of a sequence; tokens alone where it is not given."""
         self.versions = dict.fromkeys(self.graph.trained(), 0)
         """Model -> optimizer steps that its weights have seen."""
         for model, call in self.graph.trained().items():
@@ -408,7 +409,8 @@ class Core:
         if whole:
             parts = [[batch] * where.layout.dp for batch in batches]
         else:
-            parts = [divide(batch, step.lengths, where.layout.dp, self.cost) for batch in batches]
+            cost = self.costs.get(str(call.model), float)
+            parts = [divide(batch, step.lengths, where.layout.dp, cost) for batch in batches]
         shards = [[part[dp] for part in parts] for dp in range(where.layout.dp)]
         flat = [[sample for shard in mine for sample in shard] for mine in shards]
         held: dict[int, list[int]] = {rank: [] for rank in where.ranks}

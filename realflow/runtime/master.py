@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import zmq
 
 from realflow.planfile import Plan
+from realflow.runtime.assign import Cost
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
 from realflow.runtime.core import (
     Abort,
@@ -73,9 +74,17 @@ class Observer(Protocol):
 class Master:
     """The shell: sockets, clocks and process ids in; the core's instructions out."""
 
-    def __init__(self, plan: Plan, files: Observer, emit: Emit, *, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        files: Observer,
+        emit: Emit,
+        *,
+        start_step: int = 0,
+        costs: Mapping[str, Cost] | None = None,
+    ) -> None:
         self.plan = plan
-        self.core = Core(plan, start_step=start_step)
+        self.core = Core(plan, start_step=start_step, costs=costs)
         self.files = files
         self.emit = emit
         self.exit_code: int | None = None

@@ -14,8 +14,9 @@ from realflow.data.text import encode_prompt
 from realflow.engines.functions import FunctionError, Progress, load_callable, run_function
 from realflow.engines.generate import Finished, Prompt
 from realflow.engines.infer import infer_logprobs
-from realflow.graph.types import Call
-from realflow.models.save import file_checksums, save_model, save_state
+from realflow.engines.state import file_digest, save_state
+from realflow.graph.types import Call, Graph
+from realflow.models.save import save_model
 from realflow.planfile import Plan
 from realflow.runtime.assign import divide
 from realflow.runtime.core import RECORD
@@ -44,13 +45,20 @@ METRIC_NAMES = {
 """Fields whose metrics have a name that users know (verl's)."""
 
 
+def folder_of(graph: Graph) -> Path | None:
+    """Where the graph's file lies: relative data paths and the user's functions start there."""
+    return Path(graph.folder) if graph.folder else None
+
+
 def make_data(plan: Plan, hosts: Hosts, run_dir: Path) -> DataFields:
     """The data section as this worker reads it."""
     spec = plan.graph.data
     tokenize = None
     if spec.tokenize is not None and spec.tokenize in hosts.hosts:
         tokenize = pair_tokenizer(hosts.hosts[spec.tokenize].tokenizer, True, spec.max_length)
-    return DataFields(plan.graph, open_source(spec, seed=plan.graph.seed), tokenize)
+    return DataFields(
+        plan.graph, open_source(spec, seed=plan.graph.seed, base=folder_of(plan.graph)), tokenize
+    )
 
 
 class ModelTasks:
@@ -166,7 +174,9 @@ class ModelTasks:
         host = self._hosts.hosts[str(call.model)]
         assert host.trainer is not None
         if call.name not in self._losses:
-            self._losses[call.name] = load_callable(call.decl.name, base=None)
+            self._losses[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
+        loss = self._losses[call.name]
+        reads = {use.name: call.reads[use.name] for use in call.decl.reads if use.name in call.reads}
         values: dict[str, list[float]] = {}
         options = dict(call.options)
         normalise = options.pop("normalise", "token")
@@ -175,11 +185,13 @@ class ModelTasks:
                 mine = self._part(call, shard) if message.whole else shard
                 result = host.trainer.step(
                     self._batches(call, mine),
-                    self._losses[call.name],
-                    reads=call.reads,
+                    loss,
+                    reads=reads,
                     options=options,
                     temperature=call.temperature,
                     normalise=normalise,
+                    extents={use.name: use.extent for use in call.decl.reads},
+                    prefix=str(call.model),
                 )
             for name, value in result.items():
                 values.setdefault(name, []).append(value)
@@ -215,14 +227,13 @@ class ModelTasks:
         top = partial_directory(self._run_dir, message.directory)
         ranks = self._plan.calls[self._graph.trained()[message.model].name].ranks
         with spans:
-            files = save_state(
-                host.trainer, top / "state" / message.model, ranks.index(self._rank), len(ranks)
-            )
+            folder = top / "state" / message.model
+            written = [save_state(host.trainer, folder, ranks.index(self._rank), len(ranks))]
             if ranks[0] == self._rank:
                 save_model(host.model, host.tokenizer, top / message.model)
-                files |= file_checksums(top / message.model)
-        relative = {str(path.relative_to(top)): digest for path, digest in files.items()}
-        self._link.send(DispatchDone(message.dispatch, self._rank, files=relative, spans=spans.merged))
+                written += sorted((top / message.model).iterdir())
+            files = {str(path.relative_to(top)): file_digest(path) for path in written}
+        self._link.send(DispatchDone(message.dispatch, self._rank, files=files, spans=spans.merged))
 
 
 class FunctionTasks:
@@ -246,7 +257,7 @@ class FunctionTasks:
             self._link.send(DispatchDone(message.dispatch, self._rank, rows=self._rows(call, ids, message)))
             return
         if call.name not in self._functions:
-            self._functions[call.name] = load_callable(call.decl.name, base=None)
+            self._functions[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
         values = self._inputs.values(call, ids)
         lengths = message.lengths or [0] * len(ids)
         with spans:

@@ -1,0 +1,117 @@
+"""Small real runs: a tiny model, real mpirun, real sockets, real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_model
+
+from realflow.api import plan, run
+from realflow.graph import load_graph
+from realflow.launch.local import RunResult
+
+GRAPH = """\
+name: tiny
+params: {{dtype: float64, lr: 1e-2, steps: 3, samples: 4, minibatches: 2, temperature: 1.0}}
+models:
+  actor:
+    path: {model}
+    dtype: ${{dtype}}
+    optimizer: {{name: adamw, lr: "${{lr}}"}}
+  ref:
+    path: {model}
+    dtype: ${{dtype}}
+data:
+  source: jsonl
+  path: {data}
+  fields: {{prompt: prompt, answer: answer}}
+calls:
+  rollout:
+    model: actor
+    op: generate
+    batch: 6 prompts
+    samples: ${{samples}}
+    max_new_tokens: 8
+    temperature: ${{temperature}}
+  reward:
+    op: function
+    use: "{reward}"
+    timeout: {timeout}
+  ref:
+    model: ref
+    op: infer
+    use: logprobs
+    writes: {{logprobs: ref_logprobs}}
+  credit:
+    op: function
+    use: advantages.grpo
+  train:
+    model: actor
+    op: train
+    use: losses.ppo_clip
+    minibatches: ${{minibatches}}
+    options: {{kl_coef: 0.05}}
+steps: ${{steps}}
+"""
+
+REWARDS = """\
+import time
+
+def letters(completions, answer, **columns):
+    return [sum(c.isalpha() for c in text) / 8 + 0.01 * len(a) for text, a in zip(completions, answer)]
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return sum(c.isdigit() for c in solution_str) / 8
+
+def raises(completions, **columns):
+    raise KeyError("no such column")
+
+def hangs(data_source, solution_str, ground_truth, extra_info=None):
+    time.sleep(1000)
+
+def not_a_number(completions, **columns):
+    return [float("nan") if i == 1 else 0.5 for i, _ in enumerate(completions)]
+
+def too_few(completions, **columns):
+    return [1.0]
+
+def slow(completions, **columns):
+    time.sleep(0.5)
+    return [0.0 for _ in completions]
+"""
+
+
+def write_graph(folder: Path, *, reward: str = "my_rewards:letters", timeout: float = 60) -> Path:
+    """A graph file with its data, rewards and model beside it."""
+    model = tiny_model(folder / "model", dtype="float64", seed=3)
+    rows = [{"prompt": f"{'ab' * (i % 5)}{i}+{i % 3}=", "answer": str(i) * (1 + i % 3)} for i in range(24)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my_rewards.py").write_text(REWARDS)
+    path = folder / "tiny.yaml"
+    text = GRAPH.format(model=model, data=folder / "prompts.jsonl", reward=reward, timeout=timeout)
+    path.write_text(text)
+    return path
+
+
+def execute(
+    graph: Path, run_dir: Path, devices: int, overrides: tuple[str, ...] = (), **layouts: str
+) -> RunResult:
+    """Plan and run; `layouts` names calls."""
+    made = plan(load_graph(graph, overrides), devices=devices, layouts=layouts or None)
+    return run(made, run_dir=run_dir, quiet=True)
+
+
+def samples(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Sample id -> its record."""
+    rows = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+    assert len({row["sample_id"] for row in rows}) == len(rows)
+    return {row["sample_id"]: row for row in rows}
+
+
+def weights(run_dir: Path, step: int = 3) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint."""
+    return load_file(run_dir / "checkpoints" / f"step-{step:06d}" / "actor" / "model.safetensors")

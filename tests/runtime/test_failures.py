@@ -1,0 +1,130 @@
+"""Whatever dies or misbehaves: one clear error, every process gone, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import execute, write_graph
+
+from realflow.api import plan
+from realflow.errors import RunError
+from realflow.graph import load_graph
+from realflow.planfile import write_plan
+
+SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan on two ranks whose rewards take half a second each, so that there is time to strike."""
+    folder = tmp_path_factory.mktemp("failures")
+    graph = load_graph(write_graph(folder, reward="my_rewards:slow"), ["steps=50"])
+    write_plan(plan(graph, devices=2), folder / "plan.yaml")
+    return folder / "plan.yaml"
+
+
+def processes(run_dir: Path, module: str) -> list[psutil.Process]:
+    """The run's processes that execute a module."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if module in line and str(run_dir) in line:
+            found.append(process)
+    return found
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60.0) -> object:
+    """Poll until `what` is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not come to that in time")
+
+
+def at_start(run_dir: Path) -> bool:
+    return len(processes(run_dir, "realflow.runtime.worker")) >= 2
+
+
+def at_step(run_dir: Path) -> bool:
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+@pytest.mark.parametrize("victim", ["worker", "master"])
+@pytest.mark.parametrize("moment", [at_start, at_step])
+def test_kill(plan_file: Path, tmp_path: Path, victim: str, moment: Callable[[Path], bool]) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "realflow", "run", str(plan_file), "--run-dir", str(run_dir), "--quiet"]
+    supervisor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: moment(run_dir))
+        module = {"worker": "realflow.runtime.worker", "master": "realflow.launch.master"}[victim]
+        everyone = psutil.Process(supervisor.pid).children(recursive=True)
+        target = [p for p in processes(run_dir, module) if p.name() != "mpirun" and "-n" not in p.cmdline()][
+            -1
+        ]
+        os.kill(target.pid, signal.SIGKILL)
+        started = time.monotonic()
+        _, told = supervisor.communicate(timeout=60)
+        assert time.monotonic() - started < SECONDS
+    finally:
+        supervisor.kill()
+    assert supervisor.returncode == 1, told
+    _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
+    assert not alive
+    assert "Traceback" not in told
+    if victim == "master":
+        assert "the master was killed by signal 9" in told
+        assert "during" in told
+    else:
+        assert "rank 1" in told or "rank 0" in told
+        assert "start-up" in told if moment is at_start else "@" in told
+    check_whole(run_dir)
+
+
+def check_whole(run_dir: Path) -> None:
+    """Every file of a run is complete: JSON lines parse, no partial file or folder is left."""
+    assert not list(run_dir.rglob("*partial*"))
+    assert not (run_dir / ".rendezvous").exists()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = run_dir / name
+        if path.exists():
+            text = path.read_text()
+            assert not text or text.endswith("\n")
+            for line in text.splitlines():
+                json.loads(line)
+    if (run_dir / "trace.json").exists():
+        json.loads((run_dir / "trace.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("reward", "timeout", "told"),
+    [
+        ("my_rewards:raises", 60, ["KeyError", "no such column", "my_rewards.py"]),
+        ("my_rewards:hangs", 2, ["ran longer than its 2 s", "sample"]),
+        ("my_rewards:not_a_number", 60, ["sample", "nan"]),
+        ("my_rewards:too_few", 60, ["1"]),
+    ],
+)
+def test_bad_reward_functions(tmp_path: Path, reward: str, timeout: float, told: list[str]) -> None:
+    graph = write_graph(tmp_path, reward=reward, timeout=timeout)
+    with pytest.raises(RunError) as caught:
+        execute(graph, tmp_path / "run", 1)
+    text = str(caught.value)
+    assert "reward@0" in text and reward in text
+    for part in told:
+        assert part in text
+    assert (tmp_path / "run" / "error.txt").read_text().strip() in text
+    check_whole(tmp_path / "run")
