@@ -209,12 +209,15 @@ class _ArrowRows(Sequence[Row]):
 def _python_rows(spec: DataSpec, seed: int, base: Path | None) -> Rows:
     """What `module:function(**options)` returns: a sequence is used as it is, other rows are listed.
 
-    A parameter called `seed` is given the run's seed, unless the options have one.
+    A parameter called `seed` is given the run's seed, unless the options have one; a `path` of the
+    spec is given as the option `path`, made absolute.
     """
     function = load_function(spec.source, base)
     options = dict(spec.options)
     if "seed" in inspect.signature(function).parameters:
         options.setdefault("seed", seed)
+    if spec.path is not None:
+        options["path"] = str((base or Path()) / Path(spec.path).expanduser())
     try:
         rows = function(**options)
         if not isinstance(rows, Sequence) and not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
@@ -231,7 +234,7 @@ def _python_rows(spec: DataSpec, seed: int, base: Path | None) -> Rows:
 
 
 def _reasoning_gym_rows(spec: DataSpec, seed: int) -> Rows:
-    """A task of reasoning-gym: columns `question`, `answer`, `metadata`, and `entry` (all of them)."""
+    """A task of reasoning-gym: columns `question`, `answer`, and `entry`, which its scorer reads."""
     if importlib.util.find_spec("reasoning_gym") is None:
         raise InputError(
             Problem("this source needs reasoning-gym: pip install reasoning-gym", where="data.source")
@@ -270,4 +273,4 @@ class _GymRows(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         entry = self._dataset[index]
-        return {**entry, "entry": entry}
+        return {"question": entry["question"], "answer": entry["answer"], "entry": entry}

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.data.rows import CHECKED_BYTES, JsonlRows
+from realflow.data.rows import CHECKED_BYTES, JsonlRows, open_rows
 from realflow.data.source import open_source
 from realflow.errors import InputError
+from realflow.graph.sections import REASONING_GYM_COLUMNS
 from realflow.graph.types import DataSpec
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -90,6 +91,11 @@ def test_reasoning_gym_entry_serves_its_own_scorer():
     row = open_source(spec, seed=1).row(4)
     scorer = reasoning_gym.get_score_answer_fn("gcd")
     assert scorer(answer=row["entry"]["answer"], entry=row["entry"]) == 1.0
+
+
+def test_columns_of_reasoning_gym_are_those_that_checking_knows():
+    row = open_rows(chain_sum(), 1, None)[0]
+    assert set(row) == set(REASONING_GYM_COLUMNS)
 
 
 def test_jsonl_lines_of_all_kinds(tmp_path):
@@ -191,6 +197,7 @@ def test_rows_from_a_function(tmp_path):
         "def wrong():\n    return [1]\n"
         "def none():\n    return []\n"
         "def nothing():\n    pass\n"
+        "def read(path):\n    yield {'x': open(path).read()}\n"
     )
 
     def source(name, **changes):
@@ -200,6 +207,8 @@ def test_rows_from_a_function(tmp_path):
     endless = source("endless", options={"start": 3}, size=4, fields={"x": "x", "s": "seed"})
     assert [endless.row(g) for g in (0, 3)] == [{"x": 3, "s": 7}, {"x": 6, "s": 7}]
     assert texts(source("held")) == [1, 2] and texts(source("held", size=1)) == [1]
+    (tmp_path / "words.txt").write_text("hello")
+    assert texts(source("read", path="words.txt")) == ["hello"]
     for name, message in [
         ("broken", "raised KeyError: 'lost'"),
         ("wrong", "wrong, row 0: found int"),
