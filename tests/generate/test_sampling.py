@@ -102,7 +102,9 @@ def test_equal_logits_at_the_edge_are_kept_together():
 
 def test_greedy_takes_the_largest_and_reports_its_plain_logprob():
     logits = logits_of(5, 300, 1)
-    tokens, logprobs = draw(logits, torch.zeros(5).double(), Sampling(max_new_tokens=1, temperature=0.0, top_k=1))
+    tokens, logprobs = draw(
+        logits, torch.zeros(5).double(), Sampling(max_new_tokens=1, temperature=0.0, top_k=1)
+    )
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
 
