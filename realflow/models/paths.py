@@ -90,13 +90,14 @@ def _from_hub(name: str, *, local_only: bool) -> Path | None:
     """The hub's snapshot of a model; None where `local_only` finds none."""
     if local_only and not (_hub_cache() / f"models--{name.replace('/', '--')}").is_dir():
         return None  # spares the import of the hub's client
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    # The client's HTTP library, whose errors pass through, changed its name between versions.
+    transport = errors.HfHubHTTPError.__mro__[1]
+    trouble = (transport, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError)
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=local_only))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except trouble as error:
         if local_only:
             return None
         raise InputError(

@@ -1,0 +1,56 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from realflow.errors import InputError, Problem
+
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class AddCommand(Protocol):
+    """Adds a command: its name, function, one line of help, and an example."""
+
+    def __call__(self, name: str, command: Command, help: str, example: str) -> argparse.ArgumentParser:
+        """Add it and return its parser."""
+        ...
+
+
+def graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """A graph, and overrides of its params."""
+    parser.add_argument("graph", metavar="GRAPH", help="name of a shipped graph, or path of a graph file")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="set a param of the graph, such as lr=1e-5",
+    )
+
+
+def layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a graph is planned for."""
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="devices of this machine (default: its GPUs, or 2 CPU ranks)"
+    )
+    parser.add_argument("--cluster", metavar="FILE", help="cluster file, in place of this machine")
+    parser.add_argument(
+        "--layout",
+        action="append",
+        default=[],
+        metavar="[CALL=]LAYOUT[@RANKS]",
+        help="such as d2, d2@0-1 or rollout=d2@0,1 (repeat it); without CALL for all calls (default: d<all>)",
+    )
+
+
+def write_text(path: str, text: str) -> None:
+    """Write an output file. Raises InputError where it cannot be written."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(Problem(f"cannot be written ({error.strerror})", file=path)) from error

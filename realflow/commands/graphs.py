@@ -1,0 +1,77 @@
+"""`realflow check`, `draw` and `graphs`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from realflow.commands.common import AddCommand, graph_arguments, write_text
+from realflow.errors import InputError, Problem
+from realflow.graph import Graph, explain_batch, find_graph, load_graph, shipped_graphs, to_mermaid, to_svg
+from realflow.models.paths import find_model
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    check = add("check", run_check, "check a graph file", "realflow check grpo prompts=16 --explain batch")
+    graph_arguments(check)
+    check.add_argument("--explain", choices=["batch"], help="say how a step's batch is divided")
+    draw = add("draw", run_draw, "draw a graph as SVG or mermaid", "realflow draw grpo -o grpo.svg")
+    graph_arguments(draw)
+    draw.add_argument(
+        "-o", "--output", metavar="FILE", help="FILE.svg or FILE.mmd (default: mermaid on stdout)"
+    )
+    add("graphs", run_graphs, "list the graphs that come with RealFlow", "realflow graphs")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Check a graph and say what it is."""
+    graph = load_graph(find_graph(args.graph), args.overrides)
+    print(f"{graph.name}: correct. {describe(graph)}")
+    if graph.max_staleness > 0:
+        print(f"note: max_staleness {graph.max_staleness} (asynchronous) cannot run yet; 0 can")
+    for name, model in graph.models.items():
+        if find_model(model.path) is None:
+            print(f"note: model {name}: {model.path} is not on this machine (see realflow models)")
+    if args.explain == "batch":
+        print(explain_batch(graph).rstrip())
+
+
+def describe(graph: Graph) -> str:
+    """A graph's sizes in words."""
+    calls = " -> ".join(call.name for call in graph.calls)
+    samples = f" x {graph.samples} samples" if graph.samples > 1 else ""
+    return f"{graph.steps} steps of {graph.prompts} prompts{samples}; calls: {calls}"
+
+
+def run_draw(args: argparse.Namespace) -> None:
+    """Draw a graph into a file, or as mermaid on stdout."""
+    kind = Path(args.output).suffix.lower() if args.output else ".mmd"
+    if kind not in (".svg", ".mmd", ".mermaid", ".md"):
+        raise InputError(
+            Problem(f"{args.output!r} has no known ending; expected .svg, .mmd or .md", where="--output")
+        )
+    graph = load_graph(find_graph(args.graph), args.overrides)
+    text = to_svg(graph) if kind == ".svg" else to_mermaid(graph)
+    if kind == ".md":
+        text = f"```mermaid\n{text.rstrip()}\n```\n"
+    if args.output is None:
+        print(text.rstrip())
+        return
+    write_text(args.output, text)
+    print(args.output)
+
+
+def run_graphs(args: argparse.Namespace) -> None:
+    """List the shipped graphs."""
+    shipped = shipped_graphs()
+    width = max((len(name) for name in shipped), default=0)
+    for name, path in sorted(shipped.items()):
+        print(f"{name:{width}}  {_first_comment(path)}".rstrip())
+
+
+def _first_comment(path: Path) -> str:
+    """What a graph file says of itself in its first line."""
+    with path.open(encoding="utf-8") as file:
+        line = file.readline().strip()
+    return line.lstrip("# ") if line.startswith("#") else ""

@@ -1,0 +1,37 @@
+"""`realflow models`: list and fetch."""
+
+from __future__ import annotations
+
+import argparse
+
+from realflow.commands.common import AddCommand
+from realflow.models.fetch import fetch, listing
+from realflow.models.paths import models_dir
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    parser = add(
+        "models",
+        run_models,
+        "list models, or fetch one into the cache",
+        "realflow models fetch smollm2-135m-instruct",
+    )
+    parser.add_argument("action", nargs="?", choices=["list", "fetch"], default="list", metavar="list|fetch")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the model to fetch")
+    parser.set_defaults(parser=parser)
+
+
+def run_models(args: argparse.Namespace) -> None:
+    """List known and cached models, or fetch one."""
+    if (args.action == "fetch") != (args.name is not None):
+        args.parser.error("expected: realflow models, or realflow models fetch NAME")
+    if args.action == "fetch":
+        fetch(args.name)
+        return
+    rows = listing()
+    width = max(len(row[0]) for row in rows)
+    for name, about, size, cached in rows:
+        where = "cached" if cached else "not fetched"
+        print(f"{name:{width}}  {size / 1e6:6.0f} MB  {where:11}  {about}".rstrip())
+    print(f"cache: {models_dir()}")

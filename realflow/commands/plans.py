@@ -1,0 +1,74 @@
+"""`realflow plan` and `explain`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from planner import parse_layouts
+from realflow import api
+from realflow.commands.common import AddCommand, graph_arguments, layout_arguments
+from realflow.planfile import plan_to_yaml, read_plan, write_plan
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    plan = add(
+        "plan",
+        run_plan,
+        "choose where and how each call of a graph runs",
+        "realflow plan grpo prompts=16 --devices 2 --layout d2 --layout ref=d1@1 -o plan.yaml",
+    )
+    graph_arguments(plan)
+    layout_arguments(plan)
+    plan.add_argument("-o", "--output", metavar="FILE", help="the plan file to write (default: stdout)")
+    plan.add_argument(
+        "--micro-batch-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="token budget of a packed micro-batch (default: 4096)",
+    )
+    plan.add_argument(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="sequences that a replica decodes at once (default: at most 64)",
+    )
+    plan.add_argument(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="longest prompt that memory is estimated for (default: 512)",
+    )
+    explain = add("explain", run_explain, "check a plan file and show it", "realflow explain plan.yaml")
+    explain.add_argument("plan", metavar="PLAN", help="path of a plan file")
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Plan a graph; write the plan file, or print it."""
+    plan = api.plan(
+        args.graph,
+        devices=args.devices,
+        cluster=args.cluster,
+        layouts=parse_layouts(args.layout),
+        overrides=args.overrides,
+        micro_batch_tokens=args.micro_batch_tokens,
+        slots=args.slots,
+        prompt_tokens=args.prompt_tokens,
+    )
+    if args.output is None:
+        print(plan_to_yaml(plan), end="")
+        return
+    path = write_plan(plan, Path(args.output))
+    print(f"{path}: {len(plan.calls)} calls on {plan.world_size} devices")
+    for note in plan.notes:
+        print(f"note: {note}")
+    print(f"see it: realflow explain {path}    run it: realflow run {path}")
+
+
+def run_explain(args: argparse.Namespace) -> None:
+    """Check a plan file and show it."""
+    from realflow.commands.render import render_plan
+
+    render_plan(read_plan(args.plan))

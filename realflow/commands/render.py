@@ -1,0 +1,164 @@
+"""A plan as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from realflow.commands.graphs import describe
+from realflow.planfile import Plan, idle_ranks
+from realflow.planfile.ranks import format_ranks
+
+_PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
+
+
+def render_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print a plan: cluster, calls, reallocs, memory by cause, timeline and notes."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    for part in _parts(plan):
+        console.print(part)
+
+
+def _parts(plan: Plan) -> list[RenderableType]:
+    parts: list[RenderableType] = [
+        Text(f"{plan.graph.name}: {describe(plan.graph)}", style="bold"),
+        Text(_cluster(plan)),
+        _calls(plan),
+    ]
+    parts.append(
+        _reallocs(plan) if plan.reallocs else Text("Reallocation: none, every call has its weights.")
+    )
+    if plan.memory:
+        parts.append(_memory(plan))
+    if plan.timeline:
+        parts.append(_timeline(plan))
+    parts.append(Text(_prediction(plan)))
+    if (idle := idle_ranks(plan)) and not any("Idle" in note for note in plan.notes):
+        parts.append(Text(f"note: no call uses ranks {format_ranks(idle)}", style="yellow"))
+    parts += [Text(f"note: {note}", style="yellow") for note in plan.notes]
+    return parts
+
+
+def _cluster(plan: Plan) -> str:
+    nodes = ", ".join(f"{node.name} ({node.devices} {node.kind})" for node in plan.cluster.nodes)
+    return (
+        f"Cluster: {nodes}; ranks 0-{plan.world_size - 1}"
+        if plan.world_size > 1
+        else f"Cluster: {nodes}; rank 0"
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _calls(plan: Plan) -> Table:
+    rows = []
+    for call in plan.graph.calls:
+        chosen = plan.calls[call.name]
+        rows.append(
+            (
+                call.name,
+                call.op,
+                call.model or call.decl.name,
+                format_ranks(chosen.ranks),
+                str(chosen.layout),
+                chosen.engine,
+                "" if call.op == "function" else str(chosen.micro_batch_tokens),
+                str(chosen.slots) if call.op == "generate" else "",
+                "" if call.model is None else chosen.after,
+                _seconds(chosen.predicted_seconds),
+            )
+        )
+    columns = (
+        "call",
+        "op",
+        "model or function",
+        "ranks",
+        "layout",
+        "engine",
+        "tokens",
+        "slots",
+        "after",
+        "seconds",
+    )
+    return _table("Calls", columns, rows, frozenset({"tokens", "slots", "seconds"}))
+
+
+def _reallocs(plan: Plan) -> Table:
+    rows = [
+        (
+            realloc.model,
+            f"{realloc.source} -> {realloc.destination}",
+            _bytes(realloc.bytes),
+            _bytes(realloc.lower_bound_bytes),
+            _seconds(realloc.predicted_seconds),
+        )
+        for realloc in plan.reallocs
+    ]
+    columns = ("model", "from -> to", "bytes", "lower bound", "seconds")
+    return _table("Reallocation in each step", columns, rows, frozenset(columns[2:]))
+
+
+def _memory(plan: Plan) -> Table:
+    """Ranks that hold the same share a row."""
+    limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
+    causes = list(dict.fromkeys(cause for row in plan.memory.values() for cause in row))
+    groups: dict[tuple[tuple[int, ...], int | None], list[int]] = {}
+    for rank in sorted(plan.memory):
+        row: Mapping[str, int] = plan.memory[rank]
+        groups.setdefault((tuple(row.get(cause, 0) for cause in causes), limits[rank]), []).append(rank)
+    rows = [
+        (
+            format_ranks(ranks),
+            *(_bytes(size) for size in sizes),
+            _bytes(sum(sizes)),
+            _spare(limit, sum(sizes)),
+        )
+        for (sizes, limit), ranks in groups.items()
+    ]
+    columns = ("ranks", *causes, "total", "to spare")
+    return _table("Memory of each rank at the worst moment", columns, rows, frozenset(columns[1:]))
+
+
+def _timeline(plan: Plan) -> Table:
+    rows = [
+        (entry.what, format_ranks(entry.ranks), f"{entry.start:.3f}", f"{entry.end:.3f}")
+        for entry in plan.timeline
+    ]
+    return _table("Predicted timeline", ("what", "ranks", "start", "end"), rows, frozenset({"start", "end"}))
+
+
+def _prediction(plan: Plan) -> str:
+    if plan.step_seconds is None:
+        return "Prediction: none; seconds were not estimated."
+    bound = "" if plan.lower_bound_seconds is None else f", at least {plan.lower_bound_seconds:.3f} s"
+    gap = "" if plan.gap is None else f" (gap {plan.gap:.1%})"
+    return f"Prediction: {plan.step_seconds:.3f} s a step{bound}{gap}"
+
+
+def _spare(limit: int | None, used: int) -> str:
+    if limit is None:
+        return "unknown"
+    return _bytes(limit - used) if limit >= used else f"-{_bytes(used - limit)}"
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f}"

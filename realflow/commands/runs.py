@@ -1,0 +1,122 @@
+"""`realflow run` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from planner import parse_layouts
+from realflow import api
+from realflow.commands.common import AddCommand, layout_arguments
+from realflow.errors import InputError, Problem
+from realflow.graph.yamlfile import load_yaml
+from realflow.planfile import Plan, read_plan
+
+_MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    run = add(
+        "run",
+        run_run,
+        "run a plan, or plan a graph and run it",
+        "realflow run plan.yaml --name first\n  realflow run grpo steps=2 --devices 2\n"
+        "  mpirun -n 2 realflow run plan.yaml",
+    )
+    run.add_argument("what", metavar="PLAN|GRAPH", help="path of a plan file, or a graph as in realflow plan")
+    run.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="set a param of the graph")
+    layout_arguments(run)
+    run.add_argument("--name", help="the run's name: its directory is runs/NAME (default: the graph's name)")
+    run.add_argument("--run-dir", metavar="DIR", help="the run's directory, in place of --name")
+    run.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    report = add("report", run_report, "write a run's report.html", "realflow report runs/first")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="a run's directory")
+
+
+def run_run(args: argparse.Namespace) -> None:
+    """Run a plan or a graph, as the supervisor or as one rank of somebody's mpirun."""
+    is_plan = looks_like_plan(args.what)
+    if any(name in os.environ for name in _MPI_RANK):
+        _run_rank(args, is_plan)
+        return
+    plan = _plan(args, is_plan)
+    folder = api.new_run_dir(plan.graph.name, name=args.name, run_dir=args.run_dir)
+    from realflow.launch.local import supervise
+
+    result = supervise(plan, folder, quiet=args.quiet)
+    print(f"done: {result.run_dir}")
+
+
+def looks_like_plan(what: str) -> bool:
+    """Whether an argument is the path of a plan file, and not a graph."""
+    path = Path(what)
+    if not path.is_file():
+        return False
+    value = load_yaml(path, []).value
+    return isinstance(value, dict) and ("format" in value or "cluster" in value)
+
+
+def _plan(args: argparse.Namespace, is_plan: bool) -> Plan:
+    if not is_plan:
+        return api.plan(
+            args.what,
+            devices=args.devices,
+            cluster=args.cluster,
+            layouts=parse_layouts(args.layout),
+            overrides=args.overrides,
+        )
+    _refuse_options(args)
+    return read_plan(args.what)
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    given = [*args.overrides, *(["--devices"] if args.devices is not None else [])]
+    given += [option for option in ("--cluster", "--layout") if getattr(args, option[2:])]
+    if given:
+        raise InputError(
+            Problem(
+                f"{args.what} is a plan, which is resolved already; give {', '.join(given)} to realflow plan"
+            )
+        )
+
+
+def _run_rank(args: argparse.Namespace, is_plan: bool) -> None:
+    """Be one rank of a bare mpirun."""
+    if not is_plan:
+        raise InputError(
+            Problem(
+                f"{args.what} is no plan file; under mpirun all ranks need the same plan: make it first with "
+                "realflow plan GRAPH -o plan.yaml"
+            )
+        )
+    _refuse_options(args)
+    folder = Path(args.run_dir or Path("runs") / (args.name or _shared_name(args.what, os.environ)))
+    from realflow.runtime import worker
+
+    code = worker.main(Path(args.what), folder)
+    if code != 0:
+        raise SystemExit(code)
+
+
+def _shared_name(plan: str, environ: Mapping[str, str]) -> str:
+    """A name for the run on which all ranks of one MPI job agree without talking, and no other job."""
+    job = environ.get("PMIX_NAMESPACE") or environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise InputError(
+            Problem("this MPI tells no name of its job: give --name or --run-dir", where="--name")
+        )
+    return f"{Path(plan).stem}-{re.sub(r'[^A-Za-z0-9]+', '-', job).strip('-')}"
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Write a run's report and say where it is."""
+    folder = Path(args.run_dir)
+    if not folder.is_dir():
+        raise InputError(Problem("there is no such folder; expected a run's directory", file=str(folder)))
+    from realflow.observe.report import write_report
+
+    print(write_report(folder))

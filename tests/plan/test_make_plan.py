@@ -1,0 +1,187 @@
+"""Planning from given layouts: ranks, slots, reallocations, memory and notes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from planner import Assumptions, local_cluster, make_plan, parse_layouts, read_cluster
+from planner.memory import kv_bytes, training_bytes
+from realflow.errors import InputError
+from realflow.graph import find_graph, load_graph
+from realflow.layout import Layout
+from realflow.models.card import Card
+from realflow.planfile import Cluster, Node, Plan, parse_plan, plan_to_yaml
+
+GRPO = load_graph(find_graph("grpo"))
+
+
+def plan_of(card: Card, devices: int, *layouts: str, **options: object) -> Plan:
+    cluster = Cluster((Node("local", devices, "cpu", 8 << 30),))
+    cards = dict.fromkeys(GRPO.models, card)
+    return make_plan(GRPO, cluster, parse_layouts(layouts), cards, **options)  # type: ignore[arg-type]
+
+
+def test_every_call_runs_on_all_devices_unless_told(small_card: Card) -> None:
+    plan = plan_of(small_card, 3)
+    assert {call.ranks for call in plan.calls.values()} == {(0, 1, 2)}
+    assert {str(call.layout) for call in plan.calls.values()} == {"d3t1p1"}
+    engines = {name: call.engine for name, call in plan.calls.items()}
+    assert engines == {
+        "rollout": "native",
+        "reward": "python",
+        "ref": "infer",
+        "credit": "python",
+        "train": "train",
+    }
+    assert plan.reallocs == ()
+    assert plan.cards == {"actor": small_card.hash, "ref": small_card.hash}
+
+
+def test_calls_on_ranks_of_their_own(small_card: Card) -> None:
+    plan = plan_of(small_card, 5, "d1", "rollout=d3@0,4,1", "train=d2@1-2", "ref=d1@2")
+    assert plan.calls["rollout"].ranks == (0, 4, 1)
+    assert plan.calls["reward"].ranks == (0,)
+    (realloc,) = plan.reallocs
+    weights = 2 * (100 * 16 + 16 * 16 + 16)  # bfloat16, the tied head once
+    assert (realloc.model, realloc.source, realloc.destination) == ("actor", "train", "rollout")
+    assert realloc.bytes == realloc.lower_bound_bytes == 2 * weights, "rank 1 trains and has them"
+    assert any("rank 3" in note for note in plan.notes)
+    assert set(plan.memory) == {0, 1, 2, 4}
+    assert plan.memory[4]["weights"] == weights
+    assert plan.memory[2]["weights"] == 2 * weights, "actor and ref"
+    assert "optimizer" not in plan.memory[0]
+
+
+def test_slots_are_the_share_of_the_step(small_card: Card) -> None:
+    # 8 prompts x 8 samples: the samples of a prompt stay together, and 64 is the most.
+    assert [plan_of(small_card, n).calls["rollout"].slots for n in (1, 2, 3, 8)] == [64, 32, 24, 8]
+    assert plan_of(small_card, 2, slots=5).calls["rollout"].slots == 5
+    assert plan_of(small_card, 2, micro_batch_tokens=99).calls["train"].micro_batch_tokens == 99
+
+
+def test_memory_formulas(small_card: Card) -> None:
+    size = 100 * 16 + 16 * 16 + 16
+    assert training_bytes(small_card, "bfloat16", 1) == (12 * size, 4 * size)
+    assert training_bytes(small_card, "bfloat16", 4) == (3 * size, 4 * size)
+    assert training_bytes(small_card, "float64", 1) == (24 * size, 8 * size)
+    # keys and values x layers x kv heads x head_dim x 2 bytes x slots x tokens (64 at most)
+    rollout = GRPO.call("rollout")
+    assert kv_bytes(small_card, "bfloat16", rollout, 3, Assumptions()) == 2 * 2 * 2 * 4 * 2 * 3 * 64
+    assert kv_bytes(small_card, "bfloat16", rollout, 3, Assumptions(prompt_tokens=10)) == 64 * 3 * (10 + 16)
+
+
+def test_too_little_memory_is_a_note(small_card: Card) -> None:
+    cards = dict.fromkeys(GRPO.models, small_card)
+    plan = make_plan(GRPO, Cluster((Node("local", 1, "cpu", 1 << 20),)), {}, cards)
+    assert any(note.startswith("Memory: rank 0 is expected to need") for note in plan.notes)
+
+
+# The card is a frozen value: sharing it between examples is safe.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_layouts_that_fit_give_a_sound_plan(small_card: Card, data: st.DataObject) -> None:
+    devices = data.draw(st.integers(1, 9))
+    layouts = []
+    for call in GRPO.calls:
+        ranks = data.draw(st.lists(st.integers(0, devices - 1), unique=True, max_size=devices))
+        if ranks:
+            layouts.append(f"{call.name}=d{len(ranks)}@{','.join(map(str, ranks))}")
+    plan = plan_of(small_card, devices, *layouts)
+    assert parse_plan(plan_to_yaml(plan)) == plan
+    trained = set(plan.calls["train"].ranks)
+    missing = set(plan.calls["rollout"].ranks) - trained
+    assert sum(r.bytes for r in plan.reallocs) == len(missing) * small_card.weight_bytes("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("layouts", "message"),
+    [
+        (["d4"], "'d4' does not fit: the cluster has 3 devices, ranks 0 to 2"),
+        (["d2@0"], "d2t1p1 needs 2 ranks, but 1 are given"),
+        (["d1@3"], "does not fit"),
+        (["d2@x"], "'x' are no ranks"),
+        (["d2@"], "'' are no ranks"),
+        (["rolout=d1"], "the graph has no call rolout; did you mean rollout?"),
+        (["rollout=d1", "rollout=d2"], "the layout of rollout is given twice"),
+        (["d1", "d2"], "a layout for all calls is given twice"),
+        (["t2"], "t2 (tensor parallel) cannot run yet"),
+        (["rollout=p2"], "p2 (pipeline parallel) cannot run yet"),
+        (["reward=t2"], "reward is a function: use d2"),
+        (["d2@0,0"], "rank 0 is given twice"),
+        (["2"], "expected letters with sizes"),
+        (["c2"], "reserved and cannot run yet"),
+    ],
+)
+def test_layouts_that_are_refused(small_card: Card, layouts: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_of(small_card, 3, *layouts)
+    assert message in str(caught.value)
+
+
+def test_a_function_that_sees_the_whole_batch_runs_on_one_rank(small_card: Card, tmp_path: Path) -> None:
+    (tmp_path / "whole_batch_mod.py").write_text(
+        "from realflow.graph import function\n"
+        "@function(reads={'rewards': 'sample float'}, writes={'advantages': 'sample float'}, scope='batch')\n"
+        "def centre(rewards):\n    return rewards - rewards.mean()\n"
+    )
+    text = find_graph("grpo").read_text().replace("advantages.grpo", "whole_batch_mod:centre")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    graph = load_graph(path)
+    cards = dict.fromkeys(graph.models, small_card)
+    cluster = Cluster((Node("local", 2),))
+    plan = make_plan(graph, cluster, {"*": "d2"}, cards)
+    assert (plan.calls["credit"].layout, plan.calls["credit"].ranks) == (Layout(), (0,))
+    with pytest.raises(InputError, match="must see the whole batch at once"):
+        make_plan(graph, cluster, {"credit": "d2"}, cards)
+
+
+def test_local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.cluster._gpus", lambda: 0)
+    assert local_cluster().devices == tuple(f"local:{i}" for i in range(min(2, os.cpu_count() or 1)))
+    (node,) = local_cluster(3).nodes
+    assert (node.name, node.devices, node.kind) == ("local", 3, "cpu")
+    assert node.memory_bytes is not None and node.memory_bytes > 0
+    with pytest.raises(InputError, match="found 0; expected from 1"):
+        local_cluster(0)
+    monkeypatch.setattr("planner.cluster._gpus", lambda: 4)
+    assert local_cluster().nodes == (Node("local", 4, "cuda"),)
+    with pytest.raises(InputError, match="this machine has 4 GPUs"):
+        local_cluster(5)
+
+
+def test_cluster_file(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "nodes:\n  - {name: n1, devices: 8, kind: cuda, memory: 80 GiB}\n"
+        "  - {name: n2, devices: 2, memory: 1024}\n"
+    )
+    assert read_cluster(path).nodes == (Node("n1", 8, "cuda", 80 << 30), Node("n2", 2, "cpu", 1024))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("nodes: []\n", 1, "expected a list of nodes"),
+        ("node:\n  - {name: a, devices: 1}\n", 1, "unknown key 'node'; did you mean 'nodes'?"),
+        ("nodes:\n  - {name: a}\n", 2, "'devices' is missing"),
+        ("nodes:\n  - {name: a, devices: 0}\n", 2, "expected a whole number from 1"),
+        ("nodes:\n  - {name: a, devices: 1, memory: much}\n", 2, "expected bytes, such as 80 GiB"),
+        ("nodes:\n  - {name: a, devices: 1, kind: tpu}\n", 2, "expected one of cpu, cuda"),
+        ("nodes:\n  - {name: a, devices: 1}\n  - {name: a, devices: 1}\n", 3, "a node a is given twice"),
+        ("nodes:\n  - a\n", 2, "expected a mapping"),
+        ("- 1\n", 1, "expected a cluster file"),
+    ],
+)
+def test_broken_cluster_files(tmp_path: Path, text: str, line: int, message: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_cluster(path)
+    problem = next(problem for problem in caught.value.problems if message in str(problem))
+    assert (problem.file, problem.line) == (str(path), line)
