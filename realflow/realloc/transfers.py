@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
@@ -62,7 +62,6 @@ class Schedule:
     itemsizes: Mapping[str, int]
     lower_bound_bytes: int
     busiest_bound_bytes: int = 0
-    ranks: frozenset[int] = field(default_factory=frozenset)
 
     def bytes_of(self, transfer: Transfer) -> int:
         """Payload bytes of one transfer."""
@@ -89,7 +88,6 @@ class Schedule:
             itemsizes=self.itemsizes,
             lower_bound_bytes=self.lower_bound_bytes,
             busiest_bound_bytes=self.busiest_bound_bytes,
-            ranks=self.ranks,
         )
 
 
@@ -116,9 +114,9 @@ def transfers(
     replica of what it lacks is there. The result depends on nothing but the arguments, so that
     every rank may compute it for itself. Raises InputError with every problem found: a parameter
     of `dst` that `src` lacks, another shape or item size, a box outside its tensor, boxes of one
-    destination that overlap, elements that nobody holds.
+    destination that overlap, elements that nobody holds, a rank without a node.
     """
-    _check(src, dst)
+    _check(src, dst, topology)
     copies: list[Transfer] = []
     demands: dict[tuple[int, ...], list[Demand]] = defaultdict(list)
     problems: list[Problem] = []
@@ -141,7 +139,6 @@ def transfers(
         itemsizes={name: spec.itemsize for name, spec in dst.items()},
         lower_bound_bytes=_missing_bytes(src, dst),
         busiest_bound_bytes=bound,
-        ranks=frozenset(rank for specs in (src, dst) for spec in specs.values() for rank, _ in spec.holders),
     )
 
 
@@ -223,7 +220,7 @@ def _without(box: Box, other: Box) -> list[Box]:
     return [box] if common is None else subtract(box, common)
 
 
-def _check(src: Tensors, dst: Tensors) -> None:
+def _check(src: Tensors, dst: Tensors, topology: Mapping[int, str] | None) -> None:
     """Raise InputError unless the two layouts speak of the same tensors in boxes that make sense."""
     problems: list[Problem] = []
     for name, spec in dst.items():
@@ -246,6 +243,10 @@ def _check(src: Tensors, dst: Tensors) -> None:
                 if not inside:
                     message = f"box {box} of {side} rank {rank} leaves the shape {tuple(spec.shape)}"
                     problems.append(Problem(message, where=name))
+    if topology is not None:
+        ranks = {rank for specs in (src, dst) for spec in specs.values() for rank, _ in spec.holders}
+        if unknown := sorted(ranks - topology.keys()):
+            problems.append(Problem(f"the topology does not say on which node ranks {unknown} are"))
     if not problems:
         problems.extend(_overlaps(dst))
     if problems:

@@ -158,6 +158,21 @@ def check_shared(rank: int) -> None:
     assert all(torch.equal(tensors[n], truth(n, s, torch.float32)) for n, s in SHAPES.items())
 
 
+def check_subgroup(rank: int) -> None:
+    """A schedule names global ranks, also where the group has only some of them."""
+    group = dist.new_group([1, 3])
+    src, dst = replicated(SHAPES, 4, [3]), replicated(SHAPES, 4, [1])
+    if rank in (1, 3):
+        part = transfers(src, dst).part(rank)
+        read = storage(src, rank, torch.float32, filled=True, strided=False)
+        write = storage(dst, rank, torch.float32, filled=False, strided=False)
+        moved = execute(part, rank, group, read, write)
+        assert moved.received_bytes == (part.bytes if rank == 1 else 0)
+        checked = verify(part, rank, group, read, write)
+        assert checked == (len(part.transfers) if rank == 1 else 0)
+        assert equal(write, storage(dst, rank, torch.float32, filled=True, strided=False))
+
+
 def main() -> None:
     rank = int(sys.argv[1])
     torch.set_num_threads(1)
@@ -167,10 +182,11 @@ def main() -> None:
     pairs += [(torch.bfloat16, src, dst) for src in layouts(2) for dst in choose.sample(list(layouts(2)), 2)]
     for dtype, src, dst in pairs:
         held = layouts(dtype.itemsize)
-        buckets = Buckets(choose.choice([2048, 16384, 1 << 20]))
+        buckets = Buckets(choose.choice([8192, 65536, 1 << 20]))
         check_pair(held[src], held[dst], rank, dtype, buckets, strided=choose.random() < 0.5)
     noticed = check_drop(rank)
     check_shared(rank)
+    check_subgroup(rank)
     dist.barrier()
     dist.destroy_process_group()
     print(json.dumps({"rank": rank, "pairs": len(pairs), "noticed": noticed}))

@@ -256,3 +256,5 @@ def test_wrong_input_is_reported_all_at_once() -> None:
         transfers({"a": src["a"]}, {"a": TensorSpec((4, 4), 2, ((1, box),))})
     with pytest.raises(InputError, match="overlap"):
         transfers({"b": src["b"]}, {"b": TensorSpec((4, 4), 2, ((1, box), (1, ((0, 1), (0, 1)))))})
+    with pytest.raises(InputError, match=r"ranks \[1\]"):
+        transfers({"b": src["b"]}, {"b": TensorSpec((4, 4), 2, ((1, box),))}, {0: "a"})
