@@ -48,9 +48,7 @@ class CausalModel:
         assert isinstance(head, torch.nn.Linear)
         return head
 
-    def hidden(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor
-    ) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Final hidden states [T, H] (after the last norm) of packed sequences.
 
         `tokens` and `positions` are int64 [T], `cu_seqlens` int32 [S + 1] on the CPU.
@@ -151,7 +149,9 @@ def _check_head(model: CausalModel) -> None:
     with torch.no_grad():
         ours = model.logits(model.hidden(token, token, one))
         packing = attention.Packing.of(one, model.device)
-        theirs = model.module(token[None], position_ids=token[None], use_cache=False, packing=packing).logits[0]
+        theirs = model.module(token[None], position_ids=token[None], use_cache=False, packing=packing).logits[
+            0
+        ]
     if not torch.allclose(ours, theirs.to(ours.dtype)):
         raise InputError(
             f"model {model.source}: {type(model.module).__name__} changes its logits after the head "
