@@ -108,6 +108,7 @@ def test_finite_and_zero_for_the_missing_and_sum_zero(rows):
             assert abs(found[groups == group].sum()) < 1e-6
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 20))
 def test_equal_rewards_have_advantage_exactly_zero(value, count):
     values, groups = torch.full((count,), value, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)

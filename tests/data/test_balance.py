@@ -27,6 +27,7 @@ def lognormal_lengths(count, seed, median=300, largest=8000):
 costs = st.lists(st.one_of(st.floats(0, 1e6), st.integers(0, 20)), max_size=40)
 
 
+@settings(deadline=None)
 @given(costs, st.integers(1, 9))
 def test_every_index_once_and_no_part_empty(values, parts):
     found = partition(values, parts)
@@ -95,6 +96,7 @@ def test_operations_grow_like_n_log_n():
     assert large < 16 * 1.5 * max(small, 512 * 20)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 200))
 def test_micro_batches_keep_the_budget(lengths, budget):
     found = micro_batches(lengths, budget)
@@ -123,6 +125,7 @@ def test_a_long_sequence_has_its_own_micro_batch():
         micro_batches([1], 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 8), st.randoms())
 def test_minibatches_are_global_and_keep_groups_whole(groups, count, shuffler):
     ids = list(range(100, 100 + len(groups)))

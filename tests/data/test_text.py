@@ -1,7 +1,7 @@
 """Text to tokens: prompts with and without a chat template, and pairs for supervised training."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHARACTERS, EOS, tiny_tokenizer
 
@@ -35,6 +35,7 @@ def test_plain_text(tokenizer, bare):
     assert encode_prompt(bare, "2+2=", True) == encode_prompt(tokenizer, "2+2=", False)
 
 
+@settings(deadline=None)
 @given(words, words, st.booleans())
 def test_pair_is_the_prompt_then_the_completion_then_the_end(prompt, completion, chat):
     tokenizer = tiny_tokenizer()

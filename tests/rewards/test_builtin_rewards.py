@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realflow.rewards.builtin import boxed, last_number
@@ -87,6 +87,7 @@ def test_an_answer_without_a_number_is_an_error_and_no_reward(answer):
         last_number(["3"], [answer])
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12), st.text("abc ,.:=", max_size=5))
 def test_integers_in_text(number, text):
     for written in (str(number), f"{number:,}", f"{number}.0"):
@@ -95,6 +96,7 @@ def test_integers_in_text(number, text):
         assert boxed([f"{text} \\boxed{{{written}}}"], [number]) == [1.0]
 
 
+@settings(deadline=None)
 @given(st.fractions(max_denominator=10**6))
 def test_fractions(value):
     assert last_number([f"= {value}"], [str(value)]) == [1.0]
@@ -102,6 +104,7 @@ def test_fractions(value):
     assert boxed([rf"\boxed{{{written}}}"], [str(value)]) == [1.0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(), st.integers()), max_size=5))
 def test_any_text_gets_a_reward(rows):
     texts, answers = [text for text, _ in rows], [answer for _, answer in rows]
