@@ -54,7 +54,8 @@ _NONE = FunctionDecl("", "function")
 
 @dataclass(frozen=True)
 class Draft:
-    """A call as far as it can be read by itself. `sound` is false where its function is not known.
+    """A call as far as it can be read by itself. `sound` is false where it is not known what the
+    call reads and writes.
 
     `renamed` holds the function's own names that `reads:` sets by hand.
     """
@@ -231,9 +232,12 @@ def _renamed(section: Section, draft: Draft) -> Draft:
     if not draft.sound:
         return draft
     maps = []
+    before = len(section.report.problems)
     for inner, uses in ((reads, draft.uses), (writes, call.decl.writes)):
         fields = {use.name: inner.take(use.name, _FIELD, use.field) for use in uses}
         inner.close(fields)
         maps.append(fields)
+    if len(section.report.problems) > before:
+        return replace(draft, sound=False)
     call = replace(call, reads=maps[0], writes=maps[1])
     return Draft(call, frozenset(key for key in reads.items if key in maps[0]), True)

@@ -45,7 +45,9 @@ class Wiring:
 
 def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
     """Connect calls by field names, and check everything that hangs on it."""
+    before = len(report.problems)
     columns = _columns(drafts, data, report)
+    unique = len(report.problems) == before
     complete = all(draft.sound for draft in drafts)
     drafts = [_complete(draft, data, columns) for draft in drafts]
     for draft in drafts:
@@ -57,7 +59,7 @@ def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
     calls = {draft.call.name: draft.call for draft in drafts}
     order = _topological(calls, columns, report)
     if order is not None:
-        origins = _check_alignment(order, calls, columns, report)
+        origins = _check_alignment(order, calls, columns, report) if unique else {}
         calls = {name: _with_temperature(call, calls, origins) for name, call in calls.items()}
     _check_periods(calls, columns, report)
     _check_sampling(calls, report)
@@ -74,22 +76,37 @@ def _columns(drafts: Sequence[Draft], data: DataSpec, report: Report) -> dict[st
             columns[name] = Column(name, DATA, "token", dtype, (DATA, "tokenize"))  # type: ignore[arg-type]
     for draft in drafts:
         call = draft.call
+        clashes: dict[str, list[FieldUse]] = {}
         for use in call.decl.writes if draft.sound else ():
-            name = call.writes.get(use.name, use.field)
-            path = ("calls", call.name, *(("writes", use.name) if name != use.field else ()))
+            name = call.writes[use.name]
             if name in columns:
-                other = columns[name]
-                line = report.document.line(other.path)
-                place = f" (line {line})" if line is not None else ""
-                who = "data" if other.writer == DATA else f"call {other.writer}"
-                report.add(
-                    path,
-                    f"writes the field {name!r}, which {who}{place} writes too; rename one, such as "
-                    f"'writes: {{{use.name}: {call.name}_{use.name}}}'",
-                )
-                continue
-            columns[name] = Column(name, call.name, use.extent, use.dtype, path)
+                clashes.setdefault(columns[name].writer, []).append(use)
+            else:
+                columns[name] = Column(name, call.name, use.extent, use.dtype, _place(call, use))
+        for writer, uses in clashes.items():
+            _report_clash(call, writer, uses, columns, report)
     return columns
+
+
+def _place(call: Call, use: FieldUse) -> KeyPath:
+    """Where a graph says what a call writes: its rename, or else the call."""
+    renamed = call.writes[use.name] != use.field
+    return ("calls", call.name, "writes", use.name) if renamed else ("calls", call.name)
+
+
+def _report_clash(
+    call: Call, writer: str, uses: Sequence[FieldUse], columns: Mapping[str, Column], report: Report
+) -> None:
+    """Fields of a call that `writer` writes too."""
+    names = [call.writes[use.name] for use in uses]
+    line = report.document.line(columns[names[0]].path)
+    who = "data" if writer == DATA else f"call {writer}"
+    place = f" (line {line})" if line is not None else ""
+    report.add(
+        _place(call, uses[0]),
+        f"writes the field{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}, which {who}{place} "
+        f"writes too; rename, such as 'writes: {{{uses[0].name}: {call.name}_{uses[0].name}}}'",
+    )
 
 
 def _complete(draft: Draft, data: DataSpec, columns: Mapping[str, Column]) -> Draft:
@@ -98,7 +115,7 @@ def _complete(draft: Draft, data: DataSpec, columns: Mapping[str, Column]) -> Dr
     call = draft.call
     decl, reads = call.decl, dict(call.reads)
     if decl.takes_columns:
-        taken = {use.field for use in decl.reads} | {use.name for use in decl.reads}
+        taken = {use.name for use in decl.reads}
         extra = tuple(FieldUse(name, name, "sample", "any") for name in data.fields if name not in taken)
         decl = replace(decl, reads=decl.reads + extra)
         reads |= {use.name: use.name for use in extra}

@@ -254,6 +254,8 @@ def _reward(of: Callable[..., Any], use: str) -> FunctionDecl:
             "compute_score(data_source, solution_str, ground_truth, extra_info=None)"
         )
     rest = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
+    if rest and "completions" in names and "prompts" not in names:  # TRL always gives them
+        reads.append(FieldUse("prompts", "prompt", "sample", "any", optional=True))
     return FunctionDecl(use, "reward", tuple(reads), _REWARDS, "sample", options, takes_columns=rest)
 
 

@@ -79,13 +79,14 @@ def _override(
 
 
 def _override_value(override: str, text: str, default: Any, problems: list[Problem]) -> Any:
-    """A value from the command line; where the default is text, the text as it stands."""
-    if isinstance(default, str):
+    """A value from the command line; where the default is text, the text as it stands (unless it is
+    in quotes), so that `name=123` is text."""
+    if isinstance(default, str) and text[:1] not in ("'", '"'):
         return escape(text)
     try:
-        return parse_yaml(text, f"override {override!r}").value
+        return escape(parse_yaml(text).value)
     except InputError as error:
-        problems.extend(error.problems)
+        problems.extend(Problem(f"override {override!r}: {problem.message}") for problem in error.problems)
         return default
 
 

@@ -118,8 +118,8 @@ def _read_source(value: Any) -> str:
 # Keys that only some sources take, and which of them each needs.
 _SOURCE_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reasoning_gym": (("task", "options", "size"), ("task",)),
-    "jsonl": (("path",), ("path",)),
-    "parquet": (("path",), ("path",)),
+    "jsonl": (("path", "size"), ("path",)),
+    "parquet": (("path", "size"), ("path",)),
 }
 _FUNCTION_KEYS = (("path", "options", "size"), ())
 _SOURCE = Kind("reasoning_gym, jsonl, parquet or package.module:function", _read_source)
