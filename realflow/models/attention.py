@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,16 +38,23 @@ def register() -> None:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """`gather` [S * L] picks a bucket's tokens from the packed batch (padding repeats a real token);
+    `place` [tokens] says where in that form each real token is."""
+
+    gather: torch.Tensor
+    place: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Bucket:
-    """Sequences computed together. `gather` [S * L] picks their tokens from the packed batch
-    (padding repeats a real token); `place` [tokens] says where each real token went. Both are
-    None where the bucket is a plain slice of equal lengths, `start` being its first token."""
+    """`count` sequences computed together, `length` being that of the longest. Where they are equally
+    long and adjacent, `padding` is None, and they are the tokens from `start` on."""
 
     count: int
     length: int
     start: int
-    gather: torch.Tensor | None
-    place: torch.Tensor | None
+    padding: Padding | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Packing:
     def of(cls, cu_seqlens: torch.Tensor, device: torch.device) -> Packing:
         """Divide into buckets. `cu_seqlens` lies on the CPU; indices are made on `device`."""
         starts = cu_seqlens.tolist()
-        lengths = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+        lengths = [stop - start for start, stop in pairwise(starts)]
         assert min(lengths, default=1) > 0, "a packed sequence has no tokens"
         groups = bucketize(lengths)
         buckets = tuple(_bucket(group, starts, lengths, device) for group in groups)
@@ -121,13 +128,13 @@ def _bucket(group: list[int], starts: list[int], lengths: list[int], device: tor
     first = starts[group[0]]
     contiguous = group == list(range(group[0], group[0] + len(group)))
     if contiguous and all(lengths[i] == longest for i in group):
-        return Bucket(len(group), longest, first, None, None)
+        return Bucket(len(group), longest, first, None)
     begin = torch.tensor([starts[i] for i in group])[:, None]
     size = torch.tensor([lengths[i] for i in group])[:, None]
     column = torch.arange(longest)[None]
     gather = (begin + torch.minimum(column, size - 1)).flatten()
     place = (column < size).flatten().nonzero().flatten()
-    return Bucket(len(group), longest, first, gather.to(device), place.to(device))
+    return Bucket(len(group), longest, first, Padding(gather.to(device), place.to(device)))
 
 
 class _Pad(torch.autograd.Function):
@@ -135,14 +142,14 @@ class _Pad(torch.autograd.Function):
     real tokens, whose outputs alone are used), so that both directions are plain row selections."""
 
     @staticmethod
-    def forward(ctx: Any, packed: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-        ctx.bucket, ctx.shape = bucket, packed.shape
-        return packed.index_select(0, bucket.gather)
+    def forward(ctx: Any, packed: torch.Tensor, padding: Padding) -> torch.Tensor:
+        ctx.padding, ctx.shape = padding, packed.shape
+        return packed.index_select(0, padding.gather)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        rows = ctx.bucket.gather.index_select(0, ctx.bucket.place)
-        real = grad.index_select(0, ctx.bucket.place)
+        rows = ctx.padding.gather.index_select(0, ctx.padding.place)
+        real = grad.index_select(0, ctx.padding.place)
         if len(rows) == ctx.shape[0]:  # one bucket holds the whole batch, in packed order
             return real, None
         return grad.new_zeros(ctx.shape).index_copy_(0, rows, real), None
@@ -152,13 +159,13 @@ class _Unpad(torch.autograd.Function):
     """[S * L, ...] -> the bucket's real tokens, [tokens, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, padded: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-        ctx.bucket, ctx.shape = bucket, padded.shape
-        return padded.index_select(0, bucket.place)
+    def forward(ctx: Any, padded: torch.Tensor, padding: Padding) -> torch.Tensor:
+        ctx.padding, ctx.shape = padding, padded.shape
+        return padded.index_select(0, padding.place)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.bucket.place, grad), None
+        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.padding.place, grad), None
 
 
 def packed_attention(
@@ -240,15 +247,15 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of one bucket: [tokens of the bucket, Hq, D]."""
     count, length = bucket.count, bucket.length
-    if bucket.gather is None:
+    if bucket.padding is None:
         rows = slice(bucket.start, bucket.start + count * length)
         q, k, v = q[rows], k[rows], v[rows]
     else:
-        q, k, v = (_Pad.apply(tensor, bucket) for tensor in (q, k, v))
+        q, k, v = (_Pad.apply(tensor, bucket.padding) for tensor in (q, k, v))
     q, k, v = (tensor.reshape(count, length, *tensor.shape[1:]) for tensor in (q, k, v))
     compute = _products if length <= SHORT else _sdpa
     output = compute(q, k, v, packing, scale, window).reshape(count * length, *q.shape[2:])
-    return output if bucket.place is None else _Unpad.apply(output, bucket)
+    return output if bucket.padding is None else _Unpad.apply(output, bucket.padding)
 
 
 def _products(

@@ -149,9 +149,8 @@ def _check_head(model: CausalModel) -> None:
     with torch.no_grad():
         ours = model.logits(model.hidden(token, token, one))
         packing = attention.Packing.of(one, model.device)
-        theirs = model.module(token[None], position_ids=token[None], use_cache=False, packing=packing).logits[
-            0
-        ]
+        whole = model.module(token[None], position_ids=token[None], use_cache=False, packing=packing)
+        theirs = whole.logits[0]
     if not torch.allclose(ours, theirs.to(ours.dtype)):
         raise InputError(
             f"model {model.source}: {type(model.module).__name__} changes its logits after the head "

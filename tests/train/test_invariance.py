@@ -51,6 +51,7 @@ EXACT = [Case(model, "float64", size) for model in MODELS for size in (1, 2, 4)]
 EXACT += [Case("qwen3", "float64", 4, "sequence")]
 SINGLE = [Case(model, "float32", size) for model in ("llama", "qwen3") for size in (1, 2, 4)]
 MISTAKES = ("other-data", "averaged", "local-count", "scaled-sample")
+PARALLEL = [case for case in EXACT + SINGLE if case.size > 1]
 CONTROLS = [Case("llama", "float64", 2, mistake=mistake) for mistake in MISTAKES]
 
 
@@ -239,9 +240,7 @@ def test_float32_is_close(folder: Path, case: Case) -> None:
     assert worst(found, expected, "update") <= 2e-3
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in EXACT + SINGLE if case.size > 1], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", PARALLEL, ids=lambda case: case.name)
 def test_all_ranks_hold_the_same_weights_and_metrics(folder: Path, case: Case) -> None:
     first, last = (load_file(folder / f"{case.name}.{which}") for which in ("first", "last"))
     assert first.keys() == last.keys()
