@@ -14,15 +14,18 @@ from realflow.errors import InputError
 from realflow.graph.builtins import BUILTINS, GENERATE, TRAIN_READS
 from realflow.graph.functions import resolve
 from realflow.graph.schema import (
+    ANY_TEXT,
     FILE_NAME,
     FLAG,
+    PLAIN,
+    PLAIN_LIST,
+    PLAIN_MAPPING,
     SECONDS,
     STEPS,
     TEXT,
     TEXTS,
     Kind,
     Section,
-    Wrong,
     amount,
     named,
     nearest,
@@ -199,7 +202,7 @@ def _choice(section: Section, name: str, choices: tuple[Any, ...]) -> Any:
 
 
 def _like(default: Any) -> Kind[Any]:
-    """The kind of an option's default: None takes any value that is not NaN or infinite."""
+    """The kind of an option's default; None takes any plain value."""
     if isinstance(default, bool):
         return FLAG
     if isinstance(default, int):
@@ -207,22 +210,10 @@ def _like(default: Any) -> Kind[Any]:
     if isinstance(default, float):
         return number("a finite number")
     if isinstance(default, str):
-        return Kind("text", _any_text)
-    return Kind("a finite value" if default is None else f"{type(default).__name__}, as its default", _finite)
-
-
-def _any_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise Wrong
-    return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return number("").read(value)
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        _finite(item)
-    return value
+        return ANY_TEXT
+    if isinstance(default, list | tuple):
+        return PLAIN_LIST
+    return PLAIN_MAPPING if isinstance(default, Mapping) else PLAIN
 
 
 def _renamed(section: Section, draft: Draft) -> Draft:

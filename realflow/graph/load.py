@@ -10,11 +10,11 @@ from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
 from realflow.graph.params import apply_params, escape
-from realflow.graph.schema import FILE_NAME, STEPS, TEXT, Report, Section, named, whole
+from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
 from realflow.graph.sections import read_data, read_models
 from realflow.graph.sizes import check_models, check_sizes
 from realflow.graph.types import Call, DataSpec, Graph, ModelSpec, OptimizerSpec, Sampling
-from realflow.graph.yamlfile import BROKEN, Document, load_yaml, parse_yaml
+from realflow.graph.yamlfile import Document, load_yaml, parse_yaml
 
 TOP_KEYS = (
     "name",
@@ -113,7 +113,7 @@ def _graph(top: Section, report: Report, folder: Path | None) -> Graph:
 def _params(top: Section) -> dict[str, Any]:
     section = top.section("params", expected="a mapping from names to values")
     names = section.names(named("a name of letters, digits and _"))
-    return {name: section.items[name] for name in names if section.items[name] is not BROKEN}
+    return {name: section.take(name, PLAIN, None) for name in names}
 
 
 def _needs_folder(data: DataSpec, calls: Sequence[Call]) -> bool:

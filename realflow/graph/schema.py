@@ -134,6 +134,38 @@ def one_of(*choices: str) -> Kind[Any]:
     return Kind(f"one of {', '.join(choices)}", read)
 
 
+def _read_plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Wrong(f"{value} is no finite number")
+    if isinstance(value, Mapping):
+        return {_read_key(key): _read_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_read_plain(item) for item in value]
+    if value is not None and value is not BROKEN and not isinstance(value, str | bool | int | float):
+        raise Wrong(f"{type(value).__name__} is not plain")
+    return value
+
+
+def _read_key(key: Any) -> Key:
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        raise Wrong(f"the key {key!r} is not plain")
+    return key
+
+
+def _of_type(*types: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise Wrong
+        return _read_plain(value)
+
+    return read
+
+
+PLAIN = Kind("plain values: finite numbers, text, true, false, null, lists and mappings of them", _read_plain)
+ANY_TEXT = Kind("text", _of_type(str))
+PLAIN_LIST = Kind("a list of plain values", _of_type(list, tuple))
+PLAIN_MAPPING = Kind("a mapping of plain values", _of_type(Mapping))
+
 _AMOUNT = re.compile(r"([0-9]{1,18})\s+([a-z]+)")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from realflow.graph.schema import (
     FILE_NAME,
     FLAG,
+    PLAIN,
     TEXT,
     Kind,
     Section,
@@ -168,4 +169,4 @@ def _check_data(section: Section, spec: DataSpec) -> None:
 def plain_mapping(section: Section, key: str) -> dict[str, Any]:
     """A mapping of plain values under a key."""
     inner = section.section(key)
-    return {name: inner.items[name] for name in inner.names(Kind("text", TEXT.read))}
+    return {name: inner.take(name, PLAIN, None) for name in inner.names(TEXT)}
