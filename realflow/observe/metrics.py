@@ -83,7 +83,7 @@ class SamplesLog:
     """The samples of a run in samples.jsonl, one line each.
 
     Rows: step, sample_id, group_id, prompt, completion, answer, rewards, finish_reason, length
-    (tokens of the response); a graph without some of them leaves them out.
+    (tokens, prompt included); a graph without some of them leaves them out.
     """
 
     def __init__(self, run_dir: Path | str) -> None:
