@@ -93,8 +93,13 @@ def _from_hub(name: str, *, local_only: bool) -> Path | None:
     from huggingface_hub import errors, snapshot_download
 
     # The client's HTTP library, whose errors pass through, changed its name between versions.
-    transport = errors.HfHubHTTPError.__mro__[1]
-    trouble = (transport, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError)
+    transport: type = errors.HfHubHTTPError.__mro__[1]
+    trouble: tuple[type[Exception], ...] = (
+        transport,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        OSError,
+    )
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=local_only))
     except trouble as error:

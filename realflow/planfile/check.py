@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Graph
 from realflow.planfile.ranks import format_ranks
-from realflow.planfile.types import CallPlan, Plan
+from realflow.planfile.types import CallPlan, Engine, Plan
 
 ENGINES = ("native", "vllm", "python", "train", "infer")
 AFTER = ("keep", "free", "offload")
-ENGINES_OF = {
+ENGINES_OF: Mapping[str, tuple[Engine, ...]] = {
     "generate": ("native", "vllm"),
     "infer": ("infer",),
     "train": ("train",),

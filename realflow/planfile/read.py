@@ -108,7 +108,7 @@ def _plan(report: Report) -> Plan:
     unread, calls = _calls(top.section("calls", required=True))
     predicted = top.section("predicted")
     deadline = top.section("deadline")
-    values = {
+    values: dict[str, Any] = {
         "cards": _texts(top.section("cards")),
         "hashes": _texts(top.section("hashes")),
         "reallocs": tuple(_realloc(item) for item in _sections(top, "reallocs")),

@@ -16,6 +16,8 @@ from realflow.layout import DeviceMesh, Layout
 
 FORMAT = 1
 
+Engine = Literal["native", "vllm", "python", "train", "infer"]
+
 
 @dataclass(frozen=True)
 class Node:
@@ -56,7 +58,7 @@ class CallPlan:
 
     ranks: tuple[int, ...]
     layout: Layout
-    engine: Literal["native", "vllm", "python", "train", "infer"]
+    engine: Engine
     micro_batch_tokens: int = 4096
     slots: int = 32
     after: Literal["keep", "free", "offload"] = "keep"

@@ -68,7 +68,7 @@ def plan_to_yaml(plan: Plan) -> str:
         f"# RealFlow plan: graph {plan.graph.name} on {where}. It may be edited by hand:\n"
         "# `realflow explain FILE` checks and shows it, `realflow run FILE` runs it.\n"
     )
-    sections = [
+    sections: list[tuple[str, dict[str, Any]]] = [
         (
             "",
             {"format": FORMAT},

@@ -1,0 +1,47 @@
+"""The commands against a cache of their own, in which the shipped graphs' model has a card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from realflow.models.card import Card, Parameter, config_hash, store
+
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with a model folder (a config only) and its card; the current folder is empty."""
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("REALFLOW_CACHE", str(cache))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMIX_NAMESPACE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = cache / "models" / MODEL
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    store(
+        Card(
+            hash=config_hash(folder),
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            parameters=(Parameter("model.embed_tokens.weight", (100, 16), "bfloat16"),),
+            tied={},
+            layers=2,
+            hidden=16,
+            intermediate=32,
+            heads=4,
+            kv_heads=2,
+            head_dim=4,
+            vocab=100,
+            max_positions=64,
+            tensor_styles={},
+            pipeline_styles={},
+        )
+    )
+    return cache

@@ -1,0 +1,341 @@
+"""The commands: what they print, what they write, and how they refuse.
+
+Nothing here starts a run: the launcher and the worker are replaced wherever `realflow run` is used.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import realflow
+from realflow.cli import build_parser, main
+from realflow.errors import RunError
+from realflow.graph import load_graph
+from realflow.planfile import Plan, read_plan
+
+COMMANDS = ("check", "draw", "graphs", "plan", "explain", "run", "report", "models")
+pytestmark = pytest.mark.usefixtures("model_cache")
+
+
+@dataclass
+class Launched:
+    """What was asked of the launcher or the worker that stand in for the real ones."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    error: BaseException | None = None
+    code: int = 0
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """No test of this file can start processes: both doors lead here."""
+    seen = Launched()
+
+    def supervise(plan: Plan, run_dir: Path, *, quiet: bool = False) -> object:
+        seen.calls.append((plan, run_dir, quiet))
+        if seen.error is not None:
+            raise seen.error
+        return types.SimpleNamespace(run_dir=run_dir, metrics=[{"step": 0}])
+
+    def worker_main(plan_path: Path, run_dir: Path) -> int:
+        seen.calls.append((plan_path, run_dir))
+        return seen.code
+
+    def module(name: str, **content: object) -> None:
+        fake = types.ModuleType(name)
+        vars(fake).update(content)
+        monkeypatch.setitem(sys.modules, name, fake)
+        package, _, short = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[package], short, fake, raising=False)
+
+    import realflow.launch
+    import realflow.runtime  # noqa: F401
+
+    module("realflow.launch.local", supervise=supervise)
+    module("realflow.runtime.worker", main=worker_main)
+    return seen
+
+
+def ok(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must succeed; return what it printed."""
+    code = main(argv)
+    captured = capsys.readouterr()
+    assert (code, captured.err) == (0, "")
+    return captured.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> list[str]:
+    """Run a command that must fail; return the lines on stderr."""
+    found = main(argv)
+    captured = capsys.readouterr()
+    assert found == code
+    assert "Traceback" not in captured.err
+    lines = captured.err.splitlines()
+    assert lines and all(line.startswith("realflow: ") for line in lines)
+    return lines
+
+
+def test_check(capsys: pytest.CaptureFixture[str]) -> None:
+    out = ok(capsys, "check", "grpo", "prompts=4")
+    assert out.startswith("grpo: correct. 45 steps of 4 prompts x 8 samples")
+    assert "32 samples a step" in ok(capsys, "check", "grpo", "--explain", "batch", "prompts=4")
+    assert "is not on this machine" in ok(capsys, "check", "grpo", "model=org/missing")
+
+
+def test_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ok(capsys, "draw", "grpo").startswith("flowchart")
+    for name, begin in (("g.svg", "<svg"), ("g.mmd", "flowchart"), ("g.md", "```mermaid\nflowchart")):
+        assert ok(capsys, "draw", "grpo", "-o", name) == f"{name}\n"
+        assert begin in Path(name).read_text()[:200]
+
+
+def test_graphs_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {line.split()[0] for line in ok(capsys, "graphs").splitlines()}
+    assert {"grpo", "sft"} <= names
+    assert re.search(r"smollm2-135m-instruct +\d+ MB +cached", ok(capsys, "models"))
+    assert "is in the cache" in ok(capsys, "models", "fetch", "smollm2-135m-instruct")
+
+
+def test_plan_and_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = shlex.split(
+        "plan grpo steps=3 --devices 3 --layout rollout=d2@0-1 lr=2e-5 --layout d1@2 -o p.yaml"
+    )
+    assert "realflow run p.yaml" in ok(capsys, *argv)
+    plan = read_plan("p.yaml")
+    assert (plan.graph.steps, plan.graph.models["actor"].optimizer.lr) == (3, 2e-5)  # type: ignore[union-attr]
+    assert (plan.calls["rollout"].ranks, plan.calls["train"].ranks) == ((0, 1), (2,))
+    shown = ok(capsys, "explain", "p.yaml")
+    for text in (
+        "rollout",
+        "d2t1p1",
+        "train -> rollout",
+        "weights",
+        "kv_cache",
+        "optimizer",
+        "to spare",
+        "note:",
+    ):
+        assert text in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_a_plan_goes_to_stdout_and_is_the_same_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    first = ok(capsys, "plan", "grpo", "--devices", "2")
+    assert first == ok(capsys, "plan", "grpo", "--devices", "2")
+    Path("again.yaml").write_text(first)
+    ok(capsys, "explain", "again.yaml")
+
+
+def test_run_a_graph(capsys: pytest.CaptureFixture[str], launched: Launched) -> None:
+    assert ok(capsys, "run", "grpo", "steps=2", "--devices", "1", "--quiet") == f"done: {Path('runs/grpo')}\n"
+    ((plan, run_dir, quiet),) = launched.calls
+    assert (plan.graph.steps, plan.world_size, run_dir, quiet) == (2, 1, Path("runs/grpo"), True)
+
+
+def test_run_directories(capsys: pytest.CaptureFixture[str], launched: Launched) -> None:
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+    Path("runs/grpo").mkdir(parents=True)
+    Path("runs/full").mkdir()
+    Path("runs/full/file").write_text("")
+    Path("runs/empty").mkdir()
+    for options in ((), ("--name", "first"), ("--run-dir", "there"), ("--name", "empty")):
+        ok(capsys, "run", "p.yaml", *options)
+    assert [str(call[1]) for call in launched.calls] == ["runs/grpo-2", "runs/first", "there", "runs/empty"]
+    assert "exists already" in refused(capsys, "run", "p.yaml", "--name", "full")[0]
+    assert "no name for a folder" in refused(capsys, "run", "p.yaml", "--name", "../up")[0]
+    assert "not both" in refused(capsys, "run", "p.yaml", "--name", "a", "--run-dir", "b")[0]
+    assert len(launched.calls) == 4
+
+
+def test_a_failed_run_is_1(capsys: pytest.CaptureFixture[str], launched: Launched) -> None:
+    launched.error = RunError("rank 1 has died during train@2")
+    assert refused(capsys, "run", "grpo", code=1) == ["realflow: rank 1 has died during train@2"]
+    launched.error = KeyboardInterrupt()
+    assert refused(capsys, "run", "grpo", code=1) == ["realflow: interrupted"]
+
+
+def test_a_plan_takes_no_overrides(capsys: pytest.CaptureFixture[str], launched: Launched) -> None:
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+    for options in (("steps=2",), ("--devices", "2"), ("--layout", "d1"), ("--cluster", "c.yaml")):
+        assert "is resolved already" in refused(capsys, "run", "p.yaml", *options)[0]
+    assert launched.calls == []
+
+
+def test_under_a_bare_mpirun(
+    capsys: pytest.CaptureFixture[str], launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+    monkeypatch.setenv("PMIX_RANK", "0")
+    assert "give --name or --run-dir" in refused(capsys, "run", "p.yaml")[0]
+    monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-77@1")
+    assert "is no plan file" in refused(capsys, "run", "grpo")[0]
+    ok(capsys, "run", "p.yaml")
+    ok(capsys, "run", "p.yaml", "--run-dir", "there")
+    shared = Path("runs/p-prterun-host-77-1")
+    assert launched.calls == [(Path("p.yaml"), shared), (Path("p.yaml"), Path("there"))]
+    launched.code = 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "p.yaml"])
+    assert stopped.value.code == 1
+
+
+def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = types.ModuleType("realflow.observe.report")
+    vars(fake)["write_report"] = lambda run_dir: run_dir / "report.html"
+    monkeypatch.setitem(sys.modules, "realflow.observe.report", fake)
+    Path("runs/x").mkdir(parents=True)
+    assert ok(capsys, "report", "runs/x") == "runs/x/report.html\n"
+    assert "no such folder" in refused(capsys, "report", "runs/y")[0]
+
+
+REFUSALS: Mapping[str, tuple[str, str]] = {
+    "unknown graph": ("check grpoo", "did you mean 'grpo'"),
+    "missing file": ("check ./none.yaml", "none.yaml"),
+    "unknown override": ("check grpo stps=3", "did you mean 'steps'"),
+    "wrong value": ("check grpo steps=0", "expected a whole number >= 1"),
+    "unknown ending": ("draw grpo -o grpo.pdf", "expected .svg, .mmd or .md"),
+    "unwritable drawing": ("draw grpo -o none/grpo.svg", "cannot be written"),
+    "missing model": ("plan grpo model=./none --devices 1", "models.actor.path"),
+    "near model": ("plan grpo model=smollm2-135m", "did you mean smollm2-135m-instruct?"),
+    "no devices": ("plan grpo --devices 0", "devices: found 0"),
+    "layout of an unknown call": ("plan grpo --layout rolout=d1", "did you mean rollout?"),
+    "layout too large": ("plan grpo --devices 2 --layout d3", "does not fit"),
+    "tensor parallel": ("plan grpo --devices 2 --layout t2", "cannot run yet"),
+    "asynchronous": ("plan async.yaml", "(asynchronous) cannot run yet"),
+    "missing cluster": ("plan grpo --cluster none.yaml", "none.yaml"),
+    "both": ("plan grpo --devices 1 --cluster none.yaml", "not both"),
+    "slots": ("plan grpo --slots 0", "slots: found 0"),
+    "unwritable plan": ("plan grpo -o none/plan.yaml", "cannot be written"),
+    "missing plan": ("explain none.yaml", "no such file"),
+    "a graph is no plan": ("explain mine.yaml", "'format' is missing"),
+    "unknown model to fetch": ("models fetch gpt", "expected one of"),
+    "run without graph": ("run none", "neither a file nor a shipped graph"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(capsys: pytest.CaptureFixture[str], case: str, launched: Launched) -> None:
+    grpo = Path(realflow.__file__).parent / "graphs" / "grpo.yaml"
+    Path("mine.yaml").write_text(grpo.read_text())
+    Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
+    command, message = REFUSALS[case]
+    assert message in "\n".join(refused(capsys, *shlex.split(command)))
+    assert launched.calls == []
+
+
+def test_all_problems_of_a_plan_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+    text = (
+        Path("p.yaml")
+        .read_text()
+        .replace("engine: python", "engine: cobra")
+        .replace("format: 1", "format: x")
+    )
+    Path("p.yaml").write_text(text.replace("format: x", "format: 1"))
+    lines = refused(capsys, "explain", "p.yaml")
+    assert len(lines) == 2 and all(
+        re.match(r"realflow: p\.yaml:\d+: calls\.\w+\.engine: ", line) for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["chek"], ["check"], ["check", "grpo", "--foo"], ["graphs", "a=1"], ["models", "fetch"]]
+)
+def test_usage_errors_are_2(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "usage: realflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    examples = capsys.readouterr().out.partition("example:\n")[2].strip().splitlines()
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        argv = words[words.index("realflow") + 1 :]
+        assert argv[0] == command
+        args, rest = build_parser().parse_known_args(argv)
+        assert all("=" in item for item in rest) and args.command
+
+
+def test_the_examples_of_cheap_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """check, draw, graphs, plan, explain and models do what their help shows."""
+    for command in ("check", "draw", "graphs", "plan", "explain", "models"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        example = capsys.readouterr().out.partition("example:\n")[2].strip().splitlines()[0]
+        ok(capsys, *shlex.split(example)[1:])
+
+
+NO_TORCH = """
+import sys
+from realflow.cli import main
+for line in {lines!r}:
+    assert main(line.split()) == 0, line
+loaded = sorted(name for name in ("torch", "transformers", "zmq", "mpi4py") if name in sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_checking_and_planning_import_no_torch() -> None:
+    lines = [
+        "check grpo --explain batch",
+        "draw grpo -o g.svg",
+        "graphs",
+        "plan grpo --devices 2 -o p.yaml",
+        "explain p.yaml",
+        "models",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH.format(lines=lines)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_realflow_loads_almost_nothing() -> None:
+    script = (
+        "import realflow, sys; watched = {'yaml', 'torch', 'networkx', 'realflow', 'planner'}; "
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in watched))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "['realflow']"
+
+
+def test_python_interface(launched: Launched) -> None:
+    graph = realflow.Graph.load("grpo", ["steps=2"])
+    assert (
+        graph
+        == realflow.load_graph("grpo", ["steps=2"])
+        == load_graph(Path(realflow.__file__).parent / "graphs" / "grpo.yaml", ["steps=2"])
+    )
+    plan = realflow.plan(graph, devices=3, layouts={"rollout": "d2@0-1", "*": "d1@2"})
+    assert plan.calls["rollout"].ranks == (0, 1) and plan.calls["train"].ranks == (2,)
+    assert realflow.plan("grpo", devices=2, layouts="d2", overrides=["steps=2"]).graph == graph
+    result = realflow.run(plan, name="first", quiet=True)
+    assert (result.run_dir, launched.calls) == (Path("runs/first"), [(plan, Path("runs/first"), True)])
+    realflow.run("grpo", overrides=["steps=2"], devices=1)
+    assert launched.calls[1][0].world_size == 1
+    with pytest.raises(realflow.InputError, match="resolved already"):
+        realflow.run(plan, devices=2)
+    with pytest.raises(realflow.InputError, match="resolved already"):
+        realflow.plan(graph, overrides=["steps=3"])
+    with pytest.raises(AttributeError):
+        realflow.nothing  # noqa: B018
+    assert {"Graph", "plan", "run"} <= set(dir(realflow))
