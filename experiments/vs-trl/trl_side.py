@@ -41,7 +41,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compute", choices=COMPUTE, default="bf16")
     parser.add_argument("--batch", type=int, default=0, help="samples of a micro-batch (0: all at once)")
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before the measured ones")
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=1,
+        choices=range(1, 9),
+        metavar="N",
+        help="steps before the measured ones",
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -150,6 +157,7 @@ def main() -> None:
         "steps": [round(value, 4) for value in steps],
         "samples": args.prompts * args.samples,
         "trained_tokens": args.prompts * args.samples * args.new_tokens,
+        "tokens": int(log[-1]["num_tokens"] - log[-2]["num_tokens"]),  # prompts and completions, no padding
         "zero_advantage_groups": [entry.get("frac_reward_zero_std") for entry in log[args.warmup :]],
         "grad_norm": [entry.get("grad_norm") for entry in log[args.warmup :]],
         "compute": args.compute,
