@@ -9,7 +9,6 @@ from typing import Protocol
 
 from realflow.errors import InputError, Problem
 
-
 Command = Callable[[argparse.Namespace], None]
 
 

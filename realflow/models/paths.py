@@ -101,7 +101,14 @@ def _from_hub(name: str, *, local_only: bool) -> Path | None:
         OSError,
     )
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=local_only))
+        folder = Path(
+            snapshot_download(
+                name,
+                allow_patterns=list(_HUB_FILES),
+                local_files_only=local_only,
+                cache_dir=_hub_cache(),
+            )
+        )
     except trouble as error:
         if local_only:
             return None
@@ -116,8 +123,10 @@ def _from_hub(name: str, *, local_only: bool) -> Path | None:
 
 
 def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    """The hub's cache, as its client finds it, but read now and not when that is imported."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{base}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def _first_line(error: BaseException) -> str:
