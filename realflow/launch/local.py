@@ -22,7 +22,7 @@ from realflow.observe.metrics import read_metrics
 from realflow.observe.progress import Progress
 from realflow.planfile import Plan
 from realflow.runtime.bootstrap import RENDEZVOUS, start_master
-from realflow.runtime.directory import prepare, remove_partial
+from realflow.runtime.directory import prepare, prepare_resume, remove_partial
 
 PARTING_SECONDS = 5.0
 """How long processes get to leave by themselves once the run has failed."""
@@ -63,31 +63,46 @@ def mpi_environment(environment: Mapping[str, str], ranks: int) -> dict[str, str
     return {**defaults, **environment}
 
 
-def supervise(plan: Plan, run_dir: Path, *, quiet: bool = False) -> RunResult:
-    """Run a plan on this machine, in a new directory.
+def supervise(
+    plan: Plan, run_dir: Path, *, quiet: bool = False, resume: bool = False, restarts: int = 0
+) -> RunResult:
+    """Run a plan on this machine: in a new directory, or (`resume`) on from its newest checkpoint.
 
-    Raises InputError before any process is started, RunError when the run has failed; either way no
+    A run that fails is continued from its newest checkpoint up to `restarts` times. Raises
+    InputError before any process is started, RunError when the run has failed; either way no
     process is left behind.
     """
     mpirun = find_mpirun()
-    prepare(plan, run_dir)
-    progress = None if quiet else Progress(plan.graph.steps)
-    job = _Job(plan, run_dir, mpirun)
-    try:
-        job.start()
-        job.watch(progress)
-    finally:
-        job.end()
-        if progress is not None:
-            progress.close()
+    if not resume:
+        prepare(plan, run_dir)
+    while True:
+        start, checkpoint = prepare_resume(plan, run_dir) if resume else (0, None)
+        progress = None if quiet else Progress(plan.graph.steps)
+        job = _Job(plan, run_dir, mpirun, start, checkpoint)
+        try:
+            job.start()
+            job.watch(progress)
+            break
+        except RunError as error:
+            if restarts <= 0 or not any((run_dir / "checkpoints").glob("step-*")):
+                raise
+            restarts, resume = restarts - 1, True
+            if progress is not None:
+                text = f"the run failed and continues from its newest checkpoint: {error}"
+                progress.update({"kind": "note", "text": text})
+        finally:
+            job.end()
+            if progress is not None:
+                progress.close()
     return RunResult(run_dir, read_metrics(run_dir))
 
 
 class _Job:
     """The processes of one run and what they say."""
 
-    def __init__(self, plan: Plan, run_dir: Path, mpirun: str) -> None:
+    def __init__(self, plan: Plan, run_dir: Path, mpirun: str, start: int, checkpoint: Path | None) -> None:
         self._plan, self._run_dir, self._mpirun = plan, run_dir, mpirun
+        self._start, self._checkpoint = start, checkpoint
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._master: subprocess.Popen[bytes] | None = None
         self._workers: subprocess.Popen[bytes] | None = None
@@ -97,7 +112,9 @@ class _Job:
 
     def start(self) -> None:
         """Start the master, then the workers."""
-        self._master, rendezvous = start_master(self._run_dir, plain=False, stdout=subprocess.PIPE)
+        self._master, rendezvous = start_master(
+            self._run_dir, plain=False, start_step=self._start, stdout=subprocess.PIPE
+        )
         threading.Thread(target=self._read, args=(self._master.stdout,), daemon=True).start()
         descriptor = os.open(self._rendezvous, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -107,7 +124,7 @@ class _Job:
         command = [self._mpirun, "-n", str(ranks), sys.executable, "-m", "realflow.runtime.worker"]
         with open(self._log, "wb") as log:
             self._workers = subprocess.Popen(
-                [*command, str(self._run_dir)],
+                [*command, str(self._run_dir), *([str(self._checkpoint)] if self._checkpoint else [])],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

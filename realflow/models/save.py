@@ -6,8 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from realflow.errors import InputError
 from realflow.models.causal import CausalModel
@@ -28,8 +32,10 @@ def save_model(model: CausalModel, tokenizer: Any, directory: Path) -> None:
     partial.mkdir(parents=True)
     try:
         attention = model.config._attn_implementation
-        model.module.save_pretrained(partial, safe_serialization=True)
+        with _on_any_rank(model.module):
+            model.module.save_pretrained(partial, safe_serialization=True)
         assert model.config._attn_implementation == attention
+        assert any(partial.glob("*.safetensors")), "save_pretrained wrote no weights"
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
@@ -39,6 +45,17 @@ def save_model(model: CausalModel, tokenizer: Any, directory: Path) -> None:
         replace_directory(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _on_any_rank(module: PreTrainedModel) -> Iterator[None]:
+    """Let this rank save: transformers 5.19 writes nothing on ranks other than 0 of the whole job,
+    whatever `is_main_process` says, but here the rank that saves is the first of a train call."""
+    module.should_save_on_this_rank = lambda is_main_process: True
+    try:
+        yield
+    finally:
+        del module.should_save_on_this_rank
 
 
 def replace_directory(new: Path, target: Path) -> None:

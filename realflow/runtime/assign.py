@@ -1,26 +1,17 @@
 """Which samples go to which data-parallel replica of a call. Pure.
 
-Minibatches are formed globally, in the order of sample ids and with groups kept whole, before
-anything is divided among ranks; only then is each divided by estimated time.
+Minibatches are formed globally (`realflow.data.balance.minibatches`), before anything is divided
+among ranks; only then is each divided by estimated time.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from realflow.data.balance import partition
 
 Cost = Callable[[int], float]
 """Estimated seconds (in any unit) of a sample of so many tokens."""
-
-
-def minibatches(ids: Sequence[int], group: int, count: int) -> list[list[int]]:
-    """Cut sample ids (in order) into `count` minibatches of whole groups of `group` samples."""
-    groups = len(ids) // group
-    assert groups * group == len(ids), (len(ids), group)
-    bounds = [groups * i // count * group for i in range(count + 1)]
-    return [list(ids[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def divide(ids: Sequence[int], lengths: Mapping[int, int], parts: int, cost: Cost) -> list[list[int]]:

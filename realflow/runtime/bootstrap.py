@@ -71,7 +71,7 @@ def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
         ]
         if not found:
             raise InputError(
-                f"a rank runs as number {place.local_index} on {place.host}, for which the plan has no device; "
+                f"a rank runs as number {place.local_index} on {place.host}, where the plan has no device; "
                 f"it has {', '.join(devices[:8])}{' ...' if len(devices) > 8 else ''}"
             )
         ranks.append(found[0])

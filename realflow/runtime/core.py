@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from realflow.data.balance import minibatches
 from realflow.graph.types import Call, FieldUse, FunctionDecl, Graph
 from realflow.planfile import CallPlan, Plan
-from realflow.runtime.assign import Cost, divide, minibatches, near_owner
+from realflow.runtime.assign import Cost, divide, near_owner
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -140,9 +141,10 @@ def with_record(plan: Plan) -> Plan:
         for name in writer.writes.values()
         if graph.extents.get(name) == "sample" and name != "group_id"
     ]
-    reads = tuple(FieldUse(name, name, "sample", graph.dtypes[name]) for name in wanted)
+    uses = [FieldUse(name, name, "sample", graph.dtypes[name]) for name in wanted]
+    reads = (*uses, FieldUse("loss_mask", "loss_mask", "token", "bool"))
     decl = FunctionDecl(RECORD, "function", reads=reads, scope="group")
-    call = Call(RECORD, "function", decl, reads={name: name for name in wanted})
+    call = Call(RECORD, "function", decl, reads={use.name: use.field for use in reads})
     where = plan.calls[generate.name]
     return replace(
         plan,
@@ -404,7 +406,8 @@ class Core:
     def _execute(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
         """An infer or train dispatch over all ranks of its mesh."""
         where = self.plan.calls[call.name]
-        batches = minibatches(ids, self.graph.samples, call.minibatches)
+        groups = [sample // self.graph.samples for sample in ids]
+        batches = minibatches(ids, groups, call.minibatches)
         whole = call.op == "train" and not step.lengths  # tokens come from the data: workers divide
         if whole:
             parts = [[batch] * where.layout.dp for batch in batches]

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from realflow.engines.generate import NativeEngine
+from realflow.engines.state import load_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.graph.types import Call, Sampling
-from realflow.layout import full_box
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.paths import resolve_model
 from realflow.planfile import Plan
-from realflow.realloc.execute import Buckets, Moved, execute, local_shards
-from realflow.realloc.transfers import Schedule, TensorSpec, transfers
+from realflow.realloc.execute import Buckets, Moved, execute, local_shards, verify
+from realflow.realloc.transfers import Schedule, replicated, transfers
 
 Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 
@@ -38,23 +38,28 @@ class Host:
 class Hosts:
     """Every model that this rank's calls use."""
 
-    def __init__(self, plan: Plan, rank: int, device: torch.device, groups: Groups) -> None:
+    def __init__(
+        self, plan: Plan, rank: int, device: torch.device, groups: Groups, checkpoint: Path | None = None
+    ) -> None:
+        """Load them; trained models continue from `checkpoint`, if one is given."""
         self._plan, self._rank, self._device, self._groups = plan, rank, device, groups
         self._generators: dict[str, NativeEngine] = {}
         self._schedules: dict[tuple[str, str], Schedule] = {}
-        self._checked: set[tuple[str, str]] = set()
         self._buckets = Buckets(device=device)
         self.hosts: dict[str, Host] = {}
         for name, spec in plan.graph.models.items():
             calls = [c for c in plan.graph.calls if c.model == name and rank in plan.calls[c.name].ranks]
             if not calls:
                 continue
-            path = resolve_model(spec.path)
+            continued = checkpoint is not None and name in plan.graph.trained()
+            path = checkpoint / name if checkpoint and continued else resolve_model(spec.path)
             model = load_model(path, dtype=spec.dtype, device=device)
             host = Host(model, AutoTokenizer.from_pretrained(path, local_files_only=True), path)
             train = next((call for call in calls if call.op == "train"), None)
             if train is not None:
                 host.trainer = self._trainer(train, model)
+                if checkpoint and continued:
+                    load_state(host.trainer, checkpoint / "state" / name)
             self.hosts[name] = host
 
     def _trainer(self, call: Call, model: CausalModel) -> TrainEngine:
@@ -88,33 +93,28 @@ class Hosts:
         return self._generators[call.name]
 
     def reallocate(self, model: str, source: str, destination: str) -> Moved:
-        """Move a model's weights from where call `source` has them to where `destination` wants them."""
-        host = self.hosts[model]
-        slots = host.model.flat.slots
-        specs = [
-            {
-                name: TensorSpec(
-                    tuple(slot.shape),
-                    host.model.dtype.itemsize,
-                    tuple((rank, full_box(slot.shape)) for rank in self._plan.calls[call].ranks),
-                )
-                for name, slot in slots.items()
-            }
-            for call in (source, destination)
-        ]
-        key = (model, destination)
-        if key not in self._schedules:
-            nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
-            self._schedules[key] = transfers(specs[0], specs[1], dict(enumerate(nodes))).part(self._rank)
-        tensors = {name: host.model.flat.view(name) for name in slots}
-        return execute(
-            self._schedules[key],
-            self._rank,
-            None,
-            local_shards(specs[0], self._rank, tensors),
-            local_shards(specs[1], self._rank, tensors),
-            self._buckets,
+        """Move a model's weights from where call `source` has them to where `destination` wants them.
+
+        The first time on an edge, checksums of every parameter are compared.
+        """
+        flat = self.hosts[model].model.flat
+        shapes = {name: slot.shape for name, slot in flat.slots.items()}
+        itemsize = flat.storage.itemsize
+        there, here = (
+            replicated(shapes, itemsize, self._plan.calls[call].ranks) for call in (source, destination)
         )
+        edge = (model, destination)
+        first = edge not in self._schedules
+        if first:
+            nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
+            self._schedules[edge] = transfers(there, here, dict(enumerate(nodes))).part(self._rank)
+        part = self._schedules[edge]
+        tensors = {name: flat.view(name) for name in shapes}
+        read, write = (local_shards(specs, self._rank, tensors) for specs in (there, here))
+        moved = execute(part, self._rank, None, read, write, self._buckets)
+        if first:
+            verify(part, self._rank, None, read, write)
+        return moved
 
 
 PROMPT_TOKENS = 1024

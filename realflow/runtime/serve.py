@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import traceback
@@ -30,8 +31,11 @@ from realflow.runtime.transport import FieldClient, FieldServer
 class Worker:
     """One worker's parts, wired together."""
 
-    def __init__(self, plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
+    def __init__(
+        self, plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi, checkpoint: Path | None
+    ) -> None:
         self.plan = with_record(plan)
+        self._checkpoint = checkpoint
         self.run_dir, self.identity, self.rank = run_dir, identity, identity.rank
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._store = FieldStore()
@@ -59,7 +63,9 @@ class Worker:
             torch.set_num_threads(_threads(self.identity.local_size))
         self._join(device)
         groups = make_groups(self.plan)
-        self.hosts = Hosts(self.plan, self.rank, device, groups)
+        self.hosts = Hosts(self.plan, self.rank, device, groups, self._checkpoint)
+        if self.plan.graph.folder:  # the user's functions import what lies beside the graph
+            sys.path.insert(0, self.plan.graph.folder)
         data = make_data(self.plan, self.hosts, self.run_dir)
         self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
         self.models = ModelTasks(
@@ -139,9 +145,9 @@ def failure(rank: int, dispatch: str, error: BaseException) -> Failed:
     )
 
 
-def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi) -> None:
+def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi, checkpoint: Path | None = None) -> None:
     """Be a worker until the run is over. What goes wrong is told to the master before it is raised."""
-    worker = Worker(plan, run_dir, identity, mpi)
+    worker = Worker(plan, run_dir, identity, mpi, checkpoint)
     try:
         worker.start()
         worker.run()

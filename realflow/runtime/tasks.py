@@ -262,17 +262,19 @@ class FunctionTasks:
         lengths = message.lengths or [0] * len(ids)
         with spans:
             self._running = (message.dispatch, call, time.monotonic())
-            outputs = run_function(
-                self._functions[call.name],
-                call,
-                ids,
-                values,
-                lengths,
-                self._graph.extents,
-                self._graph.dtypes,
-                progress=self._progress,
-            )
-            self._running = None
+            try:
+                outputs = run_function(
+                    self._functions[call.name],
+                    call,
+                    ids,
+                    values,
+                    lengths,
+                    self._graph.extents,
+                    self._graph.dtypes,
+                    progress=self._progress,
+                )
+            finally:
+                self._running = None
         for name, column in outputs.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
         stats = {METRIC_NAMES.get(n, f"{call.name}/{n}"): v for n, v in numeric_stats(outputs).items()}
@@ -295,8 +297,8 @@ class FunctionTasks:
             group = sample // self._graph.samples
             row: dict[str, Any] = {"step": message.step, "sample_id": sample, "group_id": group}
             row |= {name: v for name, v in self._data.row(group).items() if isinstance(v, str | int | float)}
-            row |= {name: column[index] for name, column in values.items()}
-            row["length"] = message.lengths[index] if message.lengths else 0
+            row |= {name: column[index] for name, column in values.items() if name != "loss_mask"}
+            row["length"] = int(values["loss_mask"][index].sum())
             rows.append(row)
         return rows
 

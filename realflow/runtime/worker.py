@@ -1,6 +1,6 @@
 """A worker: one process for each device. Executes what the master orders, in its order.
 
-    python -m realflow.runtime.worker RUN_DIR        (started by mpirun)
+    python -m realflow.runtime.worker RUN_DIR [CHECKPOINT]        (started by mpirun)
 
 Threads: the main one computes (models, collectives); `functions` runs calls without a model, so
 that rewards are counted while the rollout goes on; `link` talks to the master; a field server
@@ -34,7 +34,7 @@ def main(plan_path: Path, run_dir: Path) -> int:
     return _edge(plan, run_dir, rendezvous)
 
 
-def supervised(run_dir: Path) -> int:
+def supervised(run_dir: Path, checkpoint: Path | None = None) -> int:
     """A worker under the supervisor, which has started the master."""
     die_with_parent()
     plan = read_plan(run_dir / "plan.yaml")
@@ -43,7 +43,7 @@ def supervised(run_dir: Path) -> int:
         path = Path(os.environ[RENDEZVOUS])
         rendezvous = Rendezvous.from_json(path.read_text())
         path.unlink()
-    return _edge(plan, run_dir, rendezvous)
+    return _edge(plan, run_dir, rendezvous, checkpoint)
 
 
 def die_with_parent() -> None:
@@ -53,7 +53,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None) -> int:
+def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None, checkpoint: Path | None = None) -> int:
     """The process's edge: whatever is raised inside is reported once, and ends the whole job."""
     mpi = Mpi()
     identity: Identity | None = None
@@ -61,7 +61,7 @@ def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None) -> int:
         identity = meet(plan.cluster, mpi, rendezvous)
         from realflow.runtime.serve import serve
 
-        serve(plan, run_dir, identity, mpi)
+        serve(plan, run_dir, identity, mpi, checkpoint)
     except InputError as error:
         print(f"realflow: {error}", file=sys.stderr, flush=True)
         remove_partial(run_dir)
@@ -76,7 +76,7 @@ def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(supervised(Path(sys.argv[1])))
+        sys.exit(supervised(*(Path(argument) for argument in sys.argv[1:3])))
     except RealFlowError as problem:
         print(f"realflow: {problem}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(problem, InputError) else 1)

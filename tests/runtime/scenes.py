@@ -19,6 +19,7 @@ GENERATED = (
     FieldUse("tokens", "tokens", "token", "int"),
     FieldUse("logprobs", "logprobs", "token", "float"),
     FieldUse("completion", "completion", "sample", "text"),
+    FieldUse("loss_mask", "loss_mask", "token", "bool"),
 )
 
 

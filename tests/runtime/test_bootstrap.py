@@ -32,7 +32,7 @@ def test_full_host_names_and_the_local_node() -> None:
     [
         (TWO, [Place("n1", 0)], "for 5 devices, but mpirun started 1 ranks"),
         (Cluster((Node("local", 2),)), [Place("a", 0), Place("b", 0)], r"one machine, but .*\['a', 'b'\]"),
-        (Cluster((Node("n1", 2),)), [Place("n1", 0), Place("n3", 0)], "number 0 on n3, for which"),
+        (Cluster((Node("n1", 2),)), [Place("n1", 0), Place("n3", 0)], "number 0 on n3, where"),
         (Cluster((Node("n1", 2),)), [Place("n1", 0), Place("n1", 0)], "two ranks claim one device"),
     ],
 )
