@@ -68,6 +68,7 @@ class Pass:
         self._shortest = min(lengths)
         self._lengths = torch.tensor(list(lengths), device=device)
         self._rows = cache.rows(torch.tensor(slots, device=device), self.positions)
+        self._views = cache.read(self.slots, self._longest)
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def attend(
@@ -77,24 +78,21 @@ class Pass:
 
         `query` is [T, heads, D], `pairs` (keys, values) [T, 2, kv_heads, D]; returns [T, heads, D].
         """
-        cache, slots = self.cache, self.slots
-        cache.write(layer, self._rows, pairs)
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        start = slots
+        self.cache.write(layer, self._rows, pairs)
+        prefilled = []
+        start = self.slots
         for prefix in self.prefixes:
             stop = start + len(prefix.tokens)
-            out[start:stop] = _attend_to_itself(query[start:stop], pairs[start:stop], scale, window)
+            prefilled.append(_attend_to_itself(query[start:stop], pairs[start:stop], scale, window))
             if prefix.copies:
-                cache.copy(prefix.slot, prefix.copies, len(prefix.tokens), layer)
+                self.cache.copy(prefix.slot, prefix.copies, len(prefix.tokens), layer)
             start = stop
-        keys, values = cache.read(layer, slots, self._longest)
+        keys, values = self._views[layer]
         # The query heads of one key/value head are taken as rows, so that nothing is repeated.
-        grouped = query[:slots].unflatten(1, (keys.shape[1], -1))
-        mask = self._mask(window)
-        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
-        out[:slots] = attended.flatten(1, 2)
+        grouped = query[: self.slots].unflatten(1, (keys.shape[1], -1))
+        attended = _attend_to_cache(grouped, keys, values, self._mask(window), scale).flatten(1, 2)
         self.layers_seen += 1
-        return out
+        return torch.cat([attended, *prefilled]) if prefilled else attended
 
     def _mask(self, window: int | None) -> torch.Tensor | None:
         """Additive mask [B, 1, 1, longest], None where every slot sees every position."""
@@ -109,6 +107,20 @@ class Pass:
                 mask = mask.masked_fill_(hidden, -math.inf)[:, None, None]
             self._masks[window] = mask
         return self._masks[window]
+
+
+def _attend_to_cache(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Attention of each slot's newest token: query [B, kv_heads, groups, D], keys [B, kv_heads, L, D]."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    # For so few rows torch's CPU kernel takes half as long again as these products, which round in
+    # the same places: scores in float32, weights in bfloat16.
+    scores = torch.matmul(query.float().mul_(scale), keys.float().transpose(-1, -2))
+    if mask is not None:
+        scores.add_(mask)
+    return torch.matmul(scores.softmax(-1).to(query.dtype), values)
 
 
 def _attend_to_itself(

@@ -50,10 +50,10 @@ class KVCache:
         """Store keys and values [T, 2, kv_heads, head_dim] at `rows` (see `rows`)."""
         self._flat[layer].index_copy_(0, rows.view(-1), pairs.reshape(-1, self.shape.head_dim))
 
-    def read(self, layer: int, slots: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the first `slots` slots: views [slots, kv_heads, length, head_dim]."""
-        keys, values = self._all[layer, :, :slots, :, :length].unbind(0)
-        return keys, values
+    def read(self, slots: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's keys and values of the first slots: views [slots, kv_heads, length, head_dim]."""
+        keys, values = self._all[:, :, :slots, :, :length].unbind(1)
+        return list(zip(keys.unbind(0), values.unbind(0), strict=True))
 
     def copy(self, source: int, destinations: Sequence[int], length: int, layer: int | None = None) -> None:
         """Copy the first `length` tokens of slot `source` to other slots, in one layer or in all."""

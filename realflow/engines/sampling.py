@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from realflow.errors import RunError
 from realflow.graph.types import Sampling
@@ -23,14 +24,14 @@ def draw(
     row alone. Raises RunError where logits are not finite.
     """
     work = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scaled = logits.to(work)
-    if sampling.temperature not in (0.0, 1.0):
-        scaled = scaled / sampling.temperature
     greedy = sampling.temperature == 0.0
+    scaled = logits
+    if not greedy and sampling.temperature != 1.0:
+        scaled = logits.to(work) / sampling.temperature
     if not greedy:
         scaled = restrict(scaled, sampling.top_k, sampling.top_p)
-    top = scaled.amax(-1, keepdim=True)
-    masses, chunks = _masses(scaled, top)
+    masses = _probabilities(scaled, work)
+    chunks = masses.sum(-1).double()
     cumulated = chunks.cumsum(-1)
     total = cumulated[:, -1:]
     if not bool(torch.isfinite(total).all()):
@@ -38,10 +39,10 @@ def draw(
             "generation: the model's logits are not finite (NaN or infinite); weights may be broken"
         )
     if greedy:
-        tokens = scaled.argmax(-1, keepdim=True)
+        tokens = logits.argmax(-1, keepdim=True)
     else:
         tokens = _invert(masses, chunks, cumulated, uniforms[:, None])
-    logprobs = (scaled.gather(-1, tokens) - top).double() - total.log()
+    logprobs = masses.flatten(1).gather(-1, tokens).double().log() - total.log()
     return tokens[:, 0], logprobs[:, 0].to(work)
 
 
@@ -61,7 +62,8 @@ def restrict(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 
 def _nucleus_edge(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """The smallest logit inside the nucleus: [B, 1]."""
-    total = logits.logsumexp(-1, keepdim=True)
+    work = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    total = logits.to(work).logsumexp(-1, keepdim=True)
     size = min(_FIRST_TRY, logits.shape[-1])
     while True:
         largest = logits.topk(size, dim=-1).values
@@ -72,17 +74,12 @@ def _nucleus_edge(logits: torch.Tensor, top_p: float) -> torch.Tensor:
         size = logits.shape[-1]
 
 
-def _masses(logits: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(logits - top) as [B, chunks, _CHUNK] (zeros behind the end) and its sums, float64 [B, chunks]."""
-    batch, size = logits.shape
-    count = -(-size // _CHUNK)
-    if size % _CHUNK:
-        masses = logits.new_zeros(batch, count * _CHUNK)
-        masses[:, :size] = (logits - top).exp_()
-    else:
-        masses = (logits - top).exp_()
-    masses = masses.view(batch, count, _CHUNK)
-    return masses, masses.sum(-1).double()
+def _probabilities(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Softmax in `dtype` as [B, chunks, _CHUNK], zeros behind the end. One fused pass over the logits."""
+    probabilities = logits.softmax(-1, dtype=dtype)
+    if logits.shape[-1] % _CHUNK:
+        probabilities = F.pad(probabilities, (0, -logits.shape[-1] % _CHUNK))
+    return probabilities.unflatten(-1, (-1, _CHUNK))
 
 
 def _invert(
