@@ -12,7 +12,7 @@ from tiny import tiny_model
 CELLS = [
     "from realflow import Graph, plan, run",
     """graph = Graph.load("grpo", [
-    "model={model}", "steps=1", "prompts=2", "group=2", "max_new_tokens=8",
+    "model={model}", "steps=1", "prompts=2", "samples=2", "max_new_tokens=8",
 ])
 graph.name""",
     "layout = plan(graph, devices=2)\nlen(layout.cluster.devices)",

@@ -30,7 +30,11 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def environment() -> dict[str, str]:
     """This Python's commands first on the path, as after `source .venv/bin/activate`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "COLUMNS": "100"}
+    # The README says that the bare mpirun wants these as root; a person sets them in the shell.
+    as_root = (
+        {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if not os.getuid() else {}
+    )
+    return {**os.environ, **as_root, "PATH": path, "COLUMNS": "100"}
 
 
 def commands() -> list[str]:
