@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from planner import EVERY, Assumptions, local_cluster, make_plan, read_cluster
 from realflow.errors import InputError, Problem, RunError
-from realflow.graph import Graph as _Graph
-from realflow.graph import find_graph
+from realflow.graph import Graph, find_graph
 from realflow.graph import load_graph as _load
 from realflow.models.card import Card, card
 from realflow.models.paths import resolve_model
@@ -36,20 +35,7 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'realflow.api' has no attribute {name!r}")
 
 
-class Graph(_Graph):
-    """A checked graph (`realflow.graph.Graph`), with `load` for scripts and notebooks.
-
-    `load` returns the plain value that plans hold, so that graphs compare equal wherever they
-    come from.
-    """
-
-    @staticmethod
-    def load(graph: str | Path, overrides: Sequence[str] = ()) -> _Graph:
-        """The same as `load_graph`."""
-        return load_graph(graph, overrides)
-
-
-def load_graph(graph: str | Path, overrides: Sequence[str] = ()) -> _Graph:
+def load_graph(graph: str | Path, overrides: Sequence[str] = ()) -> Graph:
     """A checked graph, by its name or path, with `key=value` overrides of its params.
 
     Raises InputError with everything that is wrong.
@@ -58,7 +44,7 @@ def load_graph(graph: str | Path, overrides: Sequence[str] = ()) -> _Graph:
 
 
 def plan(
-    graph: _Graph | str | Path,
+    graph: Graph | str | Path,
     *,
     devices: int | None = None,
     cluster: Cluster | str | Path | None = None,
@@ -95,7 +81,7 @@ def plan(
 
 
 def run(
-    what: Plan | _Graph | str | Path,
+    what: Plan | Graph | str | Path,
     *,
     name: str | None = None,
     run_dir: str | Path | None = None,
@@ -147,15 +133,15 @@ def new_run_dir(graph: str, *, name: str | None = None, run_dir: str | Path | No
     return folder
 
 
-def _graph(graph: _Graph | str | Path, overrides: Sequence[str]) -> _Graph:
-    if not isinstance(graph, _Graph):
+def _graph(graph: Graph | str | Path, overrides: Sequence[str]) -> Graph:
+    if not isinstance(graph, Graph):
         return load_graph(graph, overrides)
     if overrides:
         raise InputError("a loaded graph is resolved already: give overrides when it is loaded")
     return graph
 
 
-def _cards(graph: _Graph) -> dict[str, Card]:
+def _cards(graph: Graph) -> dict[str, Card]:
     """Every model's card; the problems of all models are told together."""
     cards: dict[str, Card] = {}
     problems: list[Problem] = []

@@ -25,13 +25,27 @@ def add_commands(add: AddCommand) -> None:
         run_run,
         "run a plan, or plan a graph and run it",
         "realflow run plan.yaml --name first\n  realflow run grpo steps=2 --devices 2\n"
-        "  mpirun -n 2 realflow run plan.yaml",
+        "  realflow run --resume runs/first\n  mpirun -n 2 realflow run plan.yaml",
     )
-    run.add_argument("what", metavar="PLAN|GRAPH", help="path of a plan file, or a graph as in realflow plan")
+    run.add_argument(
+        "what", metavar="PLAN|GRAPH", nargs="?", help="path of a plan file, or a graph as in realflow plan"
+    )
     run.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="set a param of the graph")
     layout_arguments(run)
     run.add_argument("--name", help="the run's name: its directory is runs/NAME (default: the graph's name)")
     run.add_argument("--run-dir", metavar="DIR", help="the run's directory, in place of --name")
+    run.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in DIR from its newest checkpoint, under its own plan or the PLAN given",
+    )
+    run.add_argument(
+        "--restarts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="resume by itself up to N times when the run fails",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     report = add("report", run_report, "write a run's report.html", "realflow report runs/first")
     report.add_argument("run_dir", metavar="RUN_DIR", help="a run's directory")
@@ -39,6 +53,13 @@ def add_commands(add: AddCommand) -> None:
 
 def run_run(args: argparse.Namespace) -> None:
     """Run a plan or a graph, as the supervisor or as one rank of somebody's mpirun."""
+    if args.restarts < 0:
+        raise InputError(Problem(f"expected 0 or more, not {args.restarts}", where="--restarts"))
+    if args.resume is not None:
+        _resume(args)
+        return
+    if args.what is None:
+        raise InputError("give a plan or a graph to run, or --resume DIR; realflow graphs lists the graphs")
     is_plan = looks_like_plan(args.what)
     if any(name in os.environ for name in _MPI_RANK):
         _run_rank(args, is_plan)
@@ -47,7 +68,27 @@ def run_run(args: argparse.Namespace) -> None:
     folder = api.new_run_dir(plan.graph.name, name=args.name, run_dir=args.run_dir)
     from realflow.launch.local import supervise
 
-    result = supervise(plan, folder, quiet=args.quiet)
+    result = supervise(plan, folder, quiet=args.quiet, restarts=args.restarts)
+    print(f"done: {result.run_dir}")
+
+
+def _resume(args: argparse.Namespace) -> None:
+    """Go on with a run."""
+    folder = Path(args.resume)
+    if args.name is not None or args.run_dir is not None:
+        raise InputError(
+            Problem("the run keeps its directory; leave out --name and --run-dir", where="--resume")
+        )
+    if not (folder / "plan.yaml").is_file():
+        raise InputError(Problem("expected a run's directory with a plan.yaml", file=str(folder)))
+    if args.what is None:
+        _refuse_options(args)
+        plan = read_plan(folder / "plan.yaml")
+    else:
+        plan = _plan(args, looks_like_plan(args.what))
+    from realflow.launch.local import supervise
+
+    result = supervise(plan, folder, quiet=args.quiet, resume=True, restarts=args.restarts)
     print(f"done: {result.run_dir}")
 
 

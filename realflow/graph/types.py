@@ -7,8 +7,9 @@ which is repeated (prompt -> sample -> token); never the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Extent = Literal["prompt", "sample", "token"]
@@ -188,6 +189,16 @@ class Graph:
     extents: Mapping[str, Extent] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)
     folder: str = ""
+
+    @classmethod
+    def load(cls, graph: str | Path, overrides: Sequence[str] = ()) -> Graph:
+        """A checked graph by its name or path, with `key=value` overrides of its params.
+
+        Raises InputError with everything that is wrong.
+        """
+        from realflow.graph import find_graph, load_graph  # they are built on these types
+
+        return load_graph(find_graph(str(graph)), overrides)
 
     def call(self, name: str) -> Call:
         """The call of that name."""

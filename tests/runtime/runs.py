@@ -56,9 +56,11 @@ calls:
     minibatches: ${{minibatches}}
     options: {{kl_coef: 0.05}}
 steps: ${{steps}}
+checkpoint: {{every: 2 steps}}
 """
 
 REWARDS = """\
+import pathlib
 import time
 
 def letters(completions, answer, **columns):
@@ -78,6 +80,16 @@ def not_a_number(completions, **columns):
 
 def too_few(completions, **columns):
     return [1.0]
+
+def fails_once(completions, **columns):
+    folder = pathlib.Path(__file__).parent
+    seen = folder / "seen.txt"
+    before = int(seen.read_text()) if seen.exists() else 0
+    seen.write_text(str(before + len(completions)))
+    if before > 60 and not (folder / "failed.txt").exists():
+        (folder / "failed.txt").touch()
+        raise RuntimeError("only this once")
+    return letters(completions, ["1"] * len(completions))
 
 def slow(completions, **columns):
     time.sleep(0.5)

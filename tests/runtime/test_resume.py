@@ -1,0 +1,88 @@
+"""A run that was stopped goes on with the same numbers, also under another plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import samples, weights, write_graph
+
+from realflow.api import plan
+from realflow.errors import InputError
+from realflow.graph import load_graph
+from realflow.launch.local import supervise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The graph, and four steps of it on one rank with checkpoints after two and four."""
+    folder = tmp_path_factory.mktemp("resume")
+    graph = write_graph(folder)
+    supervise(plan(load_graph(graph, ["steps=4"]), devices=1), folder / "whole", quiet=True)
+    return graph, folder / "whole"
+
+
+def stopped_after_two(whole: Path, run_dir: Path) -> None:
+    """A copy of the run as a kill in its third step would have left it."""
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-000004")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:3]))
+
+
+def equal_weights(a: Path, b: Path, start: Path) -> None:
+    for name, value in weights(a, 4).items():
+        first = weights(start, 2)[name].double()
+        update, other = value.double() - first, weights(b, 4)[name].double() - first
+        assert torch.linalg.norm(other - update) <= 1e-8 * torch.linalg.norm(update), name
+
+
+def test_resume_under_another_plan(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, reference = whole
+    run_dir = tmp_path / "run"
+    stopped_after_two(reference, run_dir)
+    layouts = {"rollout": "d1@0", "train": "d2@0-1", "ref": "d1@1"}
+    other = plan(load_graph(graph, ["steps=4"]), devices=2, layouts=layouts)
+    result = supervise(other, run_dir, quiet=True, resume=True)
+    assert [row["step"] for row in result.metrics] == [0, 1, 2, 3]
+    equal_weights(run_dir, reference, reference)
+    ours, theirs = samples(run_dir), samples(reference)
+    assert {s: row["completion"] for s, row in ours.items()} == {
+        s: row["completion"] for s, row in theirs.items()
+    }
+
+
+def test_a_damaged_checkpoint_is_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, reference = whole
+    run_dir = tmp_path / "run"
+    stopped_after_two(reference, run_dir)
+    shard = next((run_dir / "checkpoints").rglob("shard-*"))
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    same = plan(load_graph(graph, ["steps=4"]), devices=1)
+    with pytest.raises(InputError, match="damaged"):
+        supervise(same, run_dir, quiet=True, resume=True)
+
+
+def test_nothing_to_continue(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, reference = whole
+    same = plan(load_graph(graph, ["steps=4"]), devices=1)
+    with pytest.raises(InputError, match="has done its 4 steps"):
+        supervise(same, reference, quiet=True, resume=True)
+    with pytest.raises(InputError, match="no checkpoint"):
+        supervise(same, tmp_path, quiet=True, resume=True)
+
+
+def test_restarts(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path, reward="my_rewards:fails_once")
+    made = plan(load_graph(graph, ["steps=4"]), devices=1)
+    result = supervise(made, tmp_path / "run", quiet=True, restarts=1)
+    assert [row["step"] for row in result.metrics] == [0, 1, 2, 3]
+    assert (tmp_path / "failed.txt").exists(), "it never failed"
+    assert not (tmp_path / "run" / "error.txt").exists()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert sorted(row["sample_id"] for row in rows) == list(range(4 * 6 * 4))
