@@ -83,6 +83,11 @@ def supervise(
             job.start()
             job.watch(progress)
             break
+        except InputError:
+            job.end()
+            if not resume:  # nothing was run: a second try finds the place as it was
+                shutil.rmtree(run_dir)
+            raise
         except RunError as error:
             if restarts <= 0 or not any((run_dir / "checkpoints").glob("step-*")):
                 raise
@@ -154,6 +159,8 @@ class _Job:
                 raise RunError(self._master_died())
             if event["kind"] == "running":
                 self._doing = str(event["call"])
+            if event["kind"] == "error" and event["code"] == 2:
+                raise InputError(str(event["text"]))
             if event["kind"] == "error":
                 raise RunError(str(event["text"]) + self._said_by_mpirun())
             if progress is not None:

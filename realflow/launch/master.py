@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             handshake.write(rendezvous.to_json() + "\n")
         return master.run()
     except RealFlowError as error:
-        emit({"kind": "error", "text": str(error)})
+        emit({"kind": "error", "text": str(error), "code": 1})
         return 1
 
 

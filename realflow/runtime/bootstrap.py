@@ -12,8 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,19 +156,28 @@ def is_first() -> bool:
     return False
 
 
-def meet(cluster: Cluster, mpi: Mpi, rendezvous: Rendezvous | None) -> Identity:
+@dataclass(frozen=True)
+class Start:
+    """What MPI's rank 0 brings: where the master is, or why there is none. `stop` ends the master
+    again, where this process started it."""
+
+    rendezvous: Rendezvous | None = None
+    refusal: str = ""
+    stop: Callable[[], None] = lambda: None
+
+
+def meet(cluster: Cluster, mpi: Mpi, start: Start) -> Identity:
     """Hand out the rendezvous and agree which plan rank each MPI rank is.
 
-    `rendezvous` is given on MPI's rank 0. Raises InputError, on all ranks alike, where they do not fit.
+    Raises InputError, on all ranks alike, where rank 0 refuses or plan and ranks do not fit.
     """
-    text = mpi.broadcast(rendezvous.to_json() if rendezvous else None)
-    shared = Rendezvous.from_json(text)
+    refusal = mpi.broadcast(start.refusal)
+    if refusal:
+        raise InputError(refusal)
+    shared = Rendezvous.from_json(mpi.broadcast(start.rendezvous.to_json() if start.rendezvous else None))
     place = Place(socket.gethostname(), mpi.local_index)
-    everyone = [
-        Place(**json.loads(t))
-        for t in mpi.all_gather(json.dumps({"host": place.host, "local_index": place.local_index}))
-    ]
-    rank = bind(cluster, everyone)[mpi.rank]
+    told = mpi.all_gather(json.dumps(asdict(place)))
+    rank = bind(cluster, [Place(**json.loads(text)) for text in told])[mpi.rank]
     kind = next(node.kind for node in cluster.nodes if cluster.devices[rank].startswith(f"{node.name}:"))
     device = "cpu" if kind == "cpu" else f"cuda:{place.local_index}"
     return Identity(rank, mpi.size, place, mpi.local_size, device, shared)

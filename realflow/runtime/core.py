@@ -97,9 +97,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The run has failed; `text` says what, where, and what the others were doing."""
+    """The run has failed; `text` says what, where, and what the others were doing. `refused`: the
+    input is wrong, and nothing was run."""
 
     text: str
+    refused: bool = False
 
 
 Instruction = To | StepDone | Saved | Finished | Abort
@@ -204,6 +206,8 @@ class Core:
                 self._not_ready.discard(rank)
                 if not self._not_ready:
                     self._advance(now)
+            case Failed(refused=True, message=message):
+                self._fail(message, refused=True)
             case Failed():
                 self._fail(self._failure_text(event))
             case WorkerLost(rank=rank, reason=reason):
@@ -499,11 +503,11 @@ class Core:
             return " and ".join(names)
         return "start-up" if rank in self._not_ready else "nothing (it was waiting for work)"
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, refused: bool = False) -> None:
         others = [f"  rank {rank}: {self._doing(rank)}" for rank in range(min(self.plan.world_size, 16))]
         self._over = True
         self._out = [To(rank, Halt(True, text.splitlines()[0])) for rank in range(self.plan.world_size)]
-        self._out.append(Abort("\n".join([text, "At that moment:", *others])))
+        self._out.append(Abort(text if refused else "\n".join([text, "At that moment:", *others]), refused))
 
     def running(self) -> list[tuple[str, int, int, int]]:
         """(dispatch, step, samples done, samples in all) of what is under way, for progress lines."""

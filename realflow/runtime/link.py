@@ -40,6 +40,7 @@ from realflow.runtime.messages import (
 BEAT_SECONDS = 1.0
 MASTER_SILENCE_SECONDS = 30.0
 PARTING_SECONDS = 3.0
+STARTUP = "start-up"
 
 Ordered = Open | Execute | Reallocate | Save | Halt
 
@@ -49,7 +50,7 @@ class MasterLink:
 
     def __init__(self, rank: int, rendezvous: Rendezvous, context: zmq.Context[Any]) -> None:
         self.rank = rank
-        self.doing = "start-up"
+        self.doing = STARTUP
         self.ordered: queue.SimpleQueue[Ordered] = queue.SimpleQueue()
         self.functions: queue.SimpleQueue[Execute | Halt] = queue.SimpleQueue()
         self.begun: queue.SimpleQueue[dict[int, str]] = queue.SimpleQueue()

@@ -244,13 +244,13 @@ class Master:
                 self.files.close()
                 self.emit({"kind": "end", "text": "done"})
                 self.exit_code = 0
-            case Abort(text=text):
-                self._fail(text)
+            case Abort(text=text, refused=refused):
+                self._fail(text, 2 if refused else 1)
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, code: int = 1) -> None:
         self.files.failed(text)
-        self.emit({"kind": "error", "text": text})
-        self.exit_code = 1
+        self.emit({"kind": "error", "text": text, "code": code})
+        self.exit_code = code
 
     def _close(self) -> None:
         self._socket.close()

@@ -65,12 +65,14 @@ class DispatchDone:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A rank cannot go on. `detail` is a traceback or empty; `dispatch` is empty at start-up."""
+    """A rank cannot go on. `detail` is a traceback or empty; `dispatch` is empty at start-up.
+    `refused`: it is the user's input that is wrong."""
 
     rank: int
     dispatch: str
     message: str
     detail: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers
 import zmq
 
-from realflow.errors import RealFlowError
+from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan
 from realflow.runtime.bootstrap import Identity, Mpi
 from realflow.runtime.connect import local_address
@@ -21,7 +23,7 @@ from realflow.runtime.core import with_record
 from realflow.runtime.fields import Inputs
 from realflow.runtime.groups import make_groups
 from realflow.runtime.hosts import Hosts
-from realflow.runtime.link import MasterLink
+from realflow.runtime.link import STARTUP, MasterLink
 from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, Ready, Reallocate, Save
 from realflow.runtime.store import FieldStore
 from realflow.runtime.tasks import FunctionTasks, ModelTasks, make_data
@@ -147,12 +149,14 @@ def failure(rank: int, dispatch: str, error: BaseException) -> Failed:
 
 def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi, checkpoint: Path | None = None) -> None:
     """Be a worker until the run is over. What goes wrong is told to the master before it is raised."""
+    transformers.utils.logging.disable_progress_bar()
     worker = Worker(plan, run_dir, identity, mpi, checkpoint)
     try:
         worker.start()
         worker.run()
     except BaseException as error:
-        worker.link.fail(failure(identity.rank, worker.link.doing, error))
+        refused = isinstance(error, InputError) and worker.link.doing == STARTUP
+        worker.link.fail(replace(failure(identity.rank, worker.link.doing, error), refused=refused))
         raise
 
 

@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan, read_plan
-from realflow.runtime.bootstrap import RENDEZVOUS, Identity, Mpi, is_first, meet, start_master
+from realflow.runtime.bootstrap import RENDEZVOUS, Identity, Mpi, Start, is_first, meet, start_master
 from realflow.runtime.connect import Rendezvous
 from realflow.runtime.directory import prepare, remove_partial
 
@@ -27,23 +28,26 @@ def main(plan_path: Path, run_dir: Path) -> int:
     """A worker under a bare `mpirun -n N realflow run plan.yaml`: rank 0 also starts the master."""
     die_with_parent()
     plan = read_plan(plan_path)
-    rendezvous: Rendezvous | None = None
-    if is_first():
-        prepare(plan, run_dir)
-        _, rendezvous = start_master(run_dir, plain=True)
-    return _edge(plan, run_dir, rendezvous)
+    return _edge(plan, run_dir, lambda: _with_master(plan, run_dir))
 
 
 def supervised(run_dir: Path, checkpoint: Path | None = None) -> int:
     """A worker under the supervisor, which has started the master."""
     die_with_parent()
-    plan = read_plan(run_dir / "plan.yaml")
-    rendezvous: Rendezvous | None = None
-    if is_first():
-        path = Path(os.environ[RENDEZVOUS])
-        rendezvous = Rendezvous.from_json(path.read_text())
-        path.unlink()
-    return _edge(plan, run_dir, rendezvous, checkpoint)
+    return _edge(read_plan(run_dir / "plan.yaml"), run_dir, _left_by_supervisor, checkpoint)
+
+
+def _with_master(plan: Plan, run_dir: Path) -> Start:
+    prepare(plan, run_dir)
+    master, rendezvous = start_master(run_dir, plain=True)
+    return Start(rendezvous, stop=master.terminate)
+
+
+def _left_by_supervisor() -> Start:
+    path = Path(os.environ[RENDEZVOUS])
+    rendezvous = Rendezvous.from_json(path.read_text())
+    path.unlink()
+    return Start(rendezvous)
 
 
 def die_with_parent() -> None:
@@ -53,20 +57,32 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _edge(plan: Plan, run_dir: Path, rendezvous: Rendezvous | None, checkpoint: Path | None = None) -> int:
-    """The process's edge: whatever is raised inside is reported once, and ends the whole job."""
+def _edge(plan: Plan, run_dir: Path, begin: Callable[[], Start], checkpoint: Path | None = None) -> int:
+    """The process's edge: whatever is raised inside is reported once, and ends the whole job.
+
+    `begin` is called on MPI's rank 0 alone, before MPI is initialised.
+    """
+    start = Start()
+    if is_first():
+        try:
+            start = begin()
+        except InputError as error:
+            start = Start(refusal=str(error))
     mpi = Mpi()
     identity: Identity | None = None
     try:
-        identity = meet(plan.cluster, mpi, rendezvous)
+        identity = meet(plan.cluster, mpi, start)
         from realflow.runtime.serve import serve
 
         serve(plan, run_dir, identity, mpi, checkpoint)
-    except InputError as error:
-        print(f"realflow: {error}", file=sys.stderr, flush=True)
-        remove_partial(run_dir)
-        os._exit(2)
-    except BaseException:  # noqa: BLE001 - the edge: an exception that is not reported here would hang the job
+    except InputError as error:  # the same on all ranks: one of them says it
+        start.stop()
+        if mpi.rank == 0:
+            print(f"realflow: {error}", file=sys.stderr, flush=True)
+            remove_partial(run_dir)
+        mpi.finalize()
+        return 2
+    except BaseException:  # noqa: BLE001 - an exception that is not reported here would hang the job
         place = f"rank {identity.rank}" if identity else f"MPI rank {mpi.rank}"
         print(f"realflow: {place}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         mpi.abort()
