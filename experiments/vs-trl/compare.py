@@ -69,10 +69,12 @@ def side(python: Path | str, script: str, args: argparse.Namespace, *extra: str)
     for name in ("prompts", "samples", "new_tokens", "steps", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    load = os.getloadavg()[0]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{script} failed ({done.returncode}):\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    result["load_before"] = round(load, 2)  # of our own last process, or of somebody else
     print(f"  {script:17} {' '.join(extra):36} {result['seconds']:8.2f} s a step", flush=True)
     return result
 
