@@ -61,10 +61,17 @@ class Gradients:
         self.data = torch.zeros(length, dtype=dtype, device=model.device)
         self._views: dict[str, torch.Tensor] = {}
         self._untouched: set[str] = set()
+        self._hooks = []
         for name, parameter in model.module.named_parameters():
             slot = model.flat.slots[name]
             self._views[name] = self.data[slot.offset : slot.offset + slot.size].view(slot.shape)
-            parameter.requires_grad_(True).register_post_accumulate_grad_hook(self._hook(name))
+            parameter.requires_grad_(True)
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
+
+    def close(self) -> None:
+        """Leave the model's gradients alone from now on."""
+        for hook in self._hooks:
+            hook.remove()
 
     def begin(self) -> None:
         """Forget the last step. The first gradient of each parameter replaces what is there."""
@@ -78,7 +85,7 @@ class Gradients:
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
         def add(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None
+            assert parameter.grad is not None, "another TrainEngine of this model has not been closed"
             if name in self._untouched:
                 self._views[name].copy_(parameter.grad)
                 self._untouched.discard(name)
@@ -94,7 +101,8 @@ class TrainEngine:
 
     `rank` and `size` are this process's place in `group` and the group's size (`size` 1 needs no
     group). `total_steps`, in optimizer steps, is needed by schedules that end. `version` counts
-    optimizer steps. All ranks must call `step` and `load_master_state` together.
+    optimizer steps. All ranks must call `step` and `load_master_state` together. A model has one
+    engine at a time; `close` frees it for another.
     """
 
     def __init__(
@@ -123,6 +131,10 @@ class TrainEngine:
         self._optimizer = FlatAdamW(master, spec, _decayed(model.flat, master, self.start, self.stop))
         data = self._gradients.data
         self.gradient = data if size == 1 else data.new_zeros(chunk)  # this rank's shard, reduced
+
+    def close(self) -> None:
+        """End this engine; the model may get another."""
+        self._gradients.close()
 
     def step(
         self,

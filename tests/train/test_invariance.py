@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from realflow.algorithms.terms import LossTerms
 from realflow.data.batch import Batch, pack
+from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
 from realflow.graph.types import OptimizerSpec
 from realflow.models.causal import load_model
@@ -148,7 +149,27 @@ def worker(rank: int, folder: Path) -> None:
             results = run_case(case, folder, groups[case.size], rank)
             if rank in (0, case.size - 1):
                 save_file(results, folder / f"{case.name}.{'first' if rank == 0 else 'last'}")
+    reshard(folder, groups, rank)
     dist.destroy_process_group()
+
+
+def reshard(folder: Path, groups: dict, rank: int) -> None:
+    """Three steps on two ranks; their training state continued on four."""
+    path = folder / "llama-float64"
+    settings = {"reads": READS, "temperature": TEMPERATURE}
+    if rank < 2:
+        engine = TrainEngine(load_model(path, dtype="float64"), SPEC, group=groups[2], rank=rank, size=2)
+        for step in range(STEPS):
+            engine.step(micro_batches(step, rank, 2), ppo, **settings)
+        save_state(engine, folder / "state", rank, 2)
+    dist.barrier(groups[4])
+    model = load_model(path, dtype="float64")
+    engine = TrainEngine(model, SPEC, group=groups[4], rank=rank, size=4)
+    load_state(engine, folder / "state")
+    assert engine.version == STEPS
+    engine.step(micro_batches(STEPS, rank, 4), ppo, **settings)
+    if rank == 3:
+        save_file({name: model.flat.view(name).clone() for name in model.flat.slots}, folder / "resharded")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +186,7 @@ def folder(tmp_path_factory) -> Path:
 # ---------------------------------------------------------------- the reference
 
 
-def reference(folder: Path, case: Case) -> dict[str, torch.Tensor]:
+def reference(folder: Path, case: Case, steps: int = STEPS) -> dict[str, torch.Tensor]:
     """Plain Hugging Face and torch: one rank, one sample at a time, full logits."""
     model = AutoModelForCausalLM.from_pretrained(
         folder / f"{case.model}-{case.dtype}", dtype=getattr(torch, case.dtype)
@@ -177,7 +198,7 @@ def reference(folder: Path, case: Case) -> dict[str, torch.Tensor]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=SPEC.lr, betas=SPEC.betas, eps=SPEC.eps)
     results = {f"w0/{name}": p.detach().clone() for name, p in named.items()}
-    for step in range(STEPS):
+    for step in range(steps):
         rows = []
         for sample in samples_of(step):
             logits = model(sample["tokens"][None]).logits[0, :-1] / TEMPERATURE
@@ -202,7 +223,7 @@ def reference(folder: Path, case: Case) -> dict[str, torch.Tensor]:
         for group in optimizer.param_groups:
             group["lr"] = SPEC.lr * min(1.0, (step + 1) / SPEC.warmup_steps)
         optimizer.step()
-    results.update({f"w{STEPS}/{name}": p.detach().clone() for name, p in named.items()})
+    results.update({f"w{steps}/{name}": p.detach().clone() for name, p in named.items()})
     return results
 
 
@@ -253,3 +274,11 @@ def test_controls_fail(folder: Path, case: Case) -> None:
     assert worst(found, expected, "g0") > 1e-8
     if case.mistake in ("other-data", "local-count", "averaged"):
         assert worst(found, expected, "g0") > 1e-2  # as gross as the mistake
+
+
+def test_training_state_continues_on_another_number_of_ranks(folder: Path) -> None:
+    found = load_file(folder / "resharded")
+    expected = reference(folder, Case("llama", "float64", 1), steps=STEPS + 1)
+    for name, tensor in found.items():
+        start = expected[f"w0/{name}"]
+        assert difference(tensor - start, expected[f"w{STEPS + 1}/{name}"] - start) <= 1e-8

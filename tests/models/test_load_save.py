@@ -1,0 +1,130 @@
+"""The flat buffer, loading, and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from realflow.errors import InputError
+from realflow.models.causal import load_model, master_values
+from realflow.models.flat import SLACK, FlatBuffer, slots_of
+from realflow.models.save import save_model, verify_checkpoint
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 9), max_size=3), max_size=8), st.integers(1, 5))
+def test_slots_and_pieces_cover_every_element_once(shapes: list[list[int]], parts: int) -> None:
+    slots, total = slots_of({f"p{index}": tuple(shape) for index, shape in enumerate(shapes)})
+    seen = torch.zeros(total)
+    for slot in slots.values():
+        assert slot.offset % 32 == 0
+        seen[slot.offset : slot.offset + slot.size] += 1
+    assert bool((seen <= 1).all())
+    assert int(seen.sum()) == sum(slot.size for slot in slots.values())
+    flat = FlatBuffer(torch.zeros(total + SLACK), slots, total)
+    chunk = len(flat.padded(parts)) // parts
+    for rank in range(parts):
+        for name, first, last in flat.pieces(rank * chunk, (rank + 1) * chunk):
+            seen[slots[name].offset + first : slots[name].offset + last] -= 1
+    assert not seen.any()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_fused_weights_are_adjacent_views(tmp_path: Path, family: str) -> None:
+    model = load_model(tiny_model(tmp_path, family), dtype="bfloat16")
+    attention = model.module.model.layers[1].self_attn
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+    kinds = ["weight", "bias"] if family == "qwen2" else ["weight"]
+    for kind in kinds:
+        tensors = [getattr(part, kind) for part in parts]
+        start = model.flat.slots[f"model.layers.1.self_attn.q_proj.{kind}"].offset
+        fused = model.flat.storage[start : start + sum(t.numel() for t in tensors)]
+        assert torch.equal(fused, torch.cat([t.detach().flatten() for t in tensors]))
+    model.flat.storage.fill_(3)
+    assert all(bool((p == 3).all()) for p in model.module.parameters())
+    names = list(model.flat.slots)
+    assert len(names) == len(set(names)) and "lm_head.weight" not in names  # tied: once
+
+
+def test_flat_ranges_do_not_depend_on_the_dtype(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path)
+    assert len({load_model(path, dtype=d).flat.digest for d in ("bfloat16", "float32", "float64")}) == 1
+
+
+def test_masters_have_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path, dtype="float32")
+    model, wide = load_model(path, dtype="bfloat16"), load_model(path, dtype="float32")
+    start, stop = 1000, 5000
+    masters = master_values(model, start, stop, torch.float32)
+    assert len(list(model.flat.pieces(start, stop))) > 3
+    assert torch.equal(masters, wide.flat.storage[start:stop])
+    assert not torch.equal(masters, model.flat.storage[start:stop].float())
+
+
+def test_a_saved_model_loads_with_hugging_face_alone(tmp_path: Path) -> None:
+    model = load_model(tiny_model(tmp_path / "start", "qwen3"), dtype="bfloat16")
+    with torch.no_grad():
+        model.flat.data.mul_(1.5)
+    save_model(model, tiny_tokenizer(), tmp_path / "saved")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert plain.dtype == torch.bfloat16 and plain.config._attn_implementation != "realflow_packed"
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, model.flat.view(name)), name
+    text = "12+3=15\n"
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"]
+        == tiny_tokenizer()(text).input_ids
+    )
+    assert "realflow_packed" not in (tmp_path / "saved/config.json").read_text()
+    verify_checkpoint(tmp_path / "saved")
+    save_model(model, None, tmp_path / "saved")  # replaces what is there
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["saved", "start"]
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(tiny_model(tmp_path / "start"), dtype="float32")
+    save_model(model, None, tmp_path / "saved")
+    before = (tmp_path / "saved/checksums.json").read_text()
+    monkeypatch.setattr(
+        model.module, "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("disk"))
+    )
+    with pytest.raises(OSError, match="disk"):
+        save_model(model, None, tmp_path / "saved")
+    assert (tmp_path / "saved/checksums.json").read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["saved", "start"]
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    model = load_model(tiny_model(tmp_path / "start"), dtype="float32")
+    save_model(model, None, tmp_path / "saved")
+    weights = tmp_path / "saved/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match=r"model.safetensors is damaged"):
+        verify_checkpoint(tmp_path / "saved")
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_model(tmp_path, dtype="float32")
+    path = tiny_model(tmp_path / "m")
+    with pytest.raises(InputError, match="float16"):
+        load_model(path, dtype="float16")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="lacks 9 tensors"):
+        load_model(path, dtype="float32")
+
+
+def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path, "gemma3", final_logit_softcapping=5.0)
+    with pytest.raises(InputError, match="soft cap"):
+        load_model(path, dtype="float32")
