@@ -77,7 +77,7 @@ def test_a_killed_worker(folder: Path, tmp_path: Path) -> None:
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     started = time.monotonic()
-    told, _ = job.communicate(timeout=30)
+    job.communicate(timeout=30)
     _, alive = psutil.wait_procs(everyone, timeout=max(0.1, 10 - (time.monotonic() - started)))
     assert not alive
     assert job.returncode != 0
