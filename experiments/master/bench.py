@@ -142,13 +142,11 @@ def main() -> None:
     runs = [measure(arguments.workers, arguments.steps) for _ in range(arguments.repeats)]
     rates = sorted(run["trips_per_second"] for run in runs)
     for run in runs:
-        print(
-            f"{run['trips']:8.0f} round trips in {run['seconds']:6.2f} s: {run['trips_per_second']:8.0f} a second"
-        )
-    print(
-        f"median {rates[len(rates) // 2]:.0f} a second with {arguments.workers} workers, {os.cpu_count()} cores"
-    )
-    table = {"workers": arguments.workers, "runs": runs, "median_trips_per_second": rates[len(rates) // 2]}
+        rate = run["trips_per_second"]
+        print(f"{run['trips']:8.0f} round trips in {run['seconds']:6.2f} s: {rate:8.0f} a second")
+    median = rates[len(rates) // 2]
+    print(f"median {median:.0f} a second with {arguments.workers} workers, {os.cpu_count()} cores")
+    table = {"workers": arguments.workers, "runs": runs, "median_trips_per_second": median}
     record(Path(__file__).parent / "results" / "master.json", table)
 
 
