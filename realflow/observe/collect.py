@@ -34,15 +34,12 @@ class Collector:
         self._graph = graph
         self._predicted = predicted
         self._reports: dict[int, _StepReport] = {}
-        self._between: list[Span] = []
+        self._between = _StepReport()
 
     def add(self, step: int, call: str, done: DispatchDone) -> list[Span]:
         """Take a rank's report of a dispatch of `call`; `step` is -1 between steps. Returns its spans."""
         spans = [Span(done.rank, done.dispatch, start, end) for start, end in done.spans]
-        if step < 0:
-            self._between.extend(spans)
-            return spans
-        report = self._reports.setdefault(step, _StepReport())
+        report = self._between if step < 0 else self._reports.setdefault(step, _StepReport())
         merge_stats(report.stats, done.stats)
         report.values.update(done.values)
         report.spans.extend(spans)
@@ -50,13 +47,17 @@ class Collector:
 
     def finish(self, step: int, start: float, end: float) -> dict[str, float]:
         """The metrics of a step that ran from `start` to `end` (seconds since the epoch)."""
-        report = self._reports.pop(step, _StepReport())
-        spans = report.spans + [span for span in self._between if start <= span.end <= end]
-        self._between = [span for span in self._between if span.end > end]
-        metrics = dict(report.values)
+        report, between = self._reports.pop(step, _StepReport()), self._between
+        self._between = _StepReport()
+        spans = report.spans + between.spans
+        merge_stats(report.stats, between.stats)
+        metrics = {**between.values, **report.values}
         for name, (total, count, low, high) in report.stats.items():
             if name.endswith("_ratio"):  # a share: only its mean says something
                 metrics[name] = total / count
+                continue
+            if name.startswith("realloc/"):  # bytes of all ranks; seconds of the slowest
+                metrics[name] = total if name.endswith("/bytes") else high
                 continue
             metrics[f"{name}/mean"] = total / count
             metrics[f"{name}/max"] = high

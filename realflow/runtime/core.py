@@ -182,7 +182,8 @@ class Core:
         self._pieces: dict[str, int] = {}
         self._busy: dict[str, set[int]] = {call.name: set() for call in self.graph.calls}
         self._backlog: dict[tuple[int, str], dict[int, list[int]]] = {}
-        self._stale: set[tuple[str, str]] = set()
+        self._fresh: dict[str, set[int]] = {}
+        """Trained model -> ranks that hold its newest weights; absent while no rank's have changed."""
         self._files: dict[int, dict[str, str]] = {}
         self._order = 0
         self._not_ready = set(range(self.plan.world_size))
@@ -259,11 +260,7 @@ class Core:
             assert call.model is not None
             self._trained[call.model] += 1
             self.versions[call.model] += call.minibatches
-            self._stale.update(
-                (call.model, realloc.destination)
-                for realloc in self.plan.reallocs
-                if realloc.model == call.model
-            )
+            self._fresh[call.model] = set(self.plan.calls[call.name].ranks)
         self._free(step, call)
 
     # ---- scheduling ---------------------------------------------------------------------------
@@ -334,10 +331,11 @@ class Core:
         return self._trained[call.model] >= step.step - self.graph.max_staleness
 
     def _refresh(self, call: Call, now: float) -> None:
-        """Reallocate the model's weights to where `call` runs, if they changed since."""
-        if (call.model, call.name) not in self._stale:
+        """Reallocate the model's weights to where `call` runs, if some rank there holds older ones."""
+        fresh = self._fresh.get(str(call.model))
+        if fresh is None or fresh.issuperset(self.plan.calls[call.name].ranks):
             return
-        self._stale.discard((str(call.model), call.name))
+        fresh.update(self.plan.calls[call.name].ranks)
         assert call.model is not None
         source = self.graph.trained()[call.model].name
         version = self.versions[call.model]

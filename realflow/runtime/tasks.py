@@ -212,12 +212,9 @@ class ModelTasks:
         spans = _Spans()
         with spans:
             moved = self._hosts.reallocate(message.model, message.source, message.destination)
-        name = f"realloc/{message.model}"
-        stats = {f"{name}/bytes": [float(moved.received_bytes), 1.0, 0.0, float(moved.received_bytes)]}
-        values = {f"{name}/seconds": moved.seconds}
-        self._link.send(
-            DispatchDone(message.dispatch, self._rank, stats=stats, values=values, spans=spans.merged)
-        )
+        numbers = {"bytes": float(moved.received_bytes), "seconds": moved.seconds}
+        stats = {f"realloc/{message.model}/{n}": [value, 1.0, value, value] for n, value in numbers.items()}
+        self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def save(self, message: Save) -> None:
         """This rank's part of a checkpoint: weights by the first replica, optimizer state by every rank."""
