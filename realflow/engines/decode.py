@@ -35,11 +35,16 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 @dataclass(frozen=True)
 class Prefix:
-    """`tokens` to prefill at the begin of `slot`, then to copy to the slots in `copies`."""
+    """`tokens` to prefill in `slot` from position `start` on (what lies before is there already).
+
+    `copies` are (slot, length) that then get the first tokens of this slot: whole prefixes of
+    other samples, or the begin of a later `Prefix` of this pass.
+    """
 
     slot: int
     tokens: tuple[int, ...]
-    copies: tuple[int, ...] = ()
+    start: int = 0
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 class Pass:
@@ -59,7 +64,7 @@ class Pass:
         tokens, positions, slots = list(newest), [n - 1 for n in lengths], list(range(len(newest)))
         for prefix in prefixes:
             tokens.extend(prefix.tokens)
-            positions.extend(range(len(prefix.tokens)))
+            positions.extend(range(prefix.start, prefix.start + len(prefix.tokens)))
             slots.extend([prefix.slot] * len(prefix.tokens))
         self.tokens = torch.tensor(tokens, device=device)
         self.positions = torch.tensor(positions, device=device)
@@ -83,9 +88,10 @@ class Pass:
         start = self.slots
         for prefix in self.prefixes:
             stop = start + len(prefix.tokens)
-            prefilled.append(_attend_to_itself(query[start:stop], pairs[start:stop], scale, window))
-            if prefix.copies:
-                self.cache.copy(prefix.slot, prefix.copies, len(prefix.tokens), layer)
+            keys, values = self.cache.read_slot(layer, prefix.slot, prefix.start + len(prefix.tokens))
+            prefilled.append(_attend_causally(query[start:stop], keys, values, scale, window))
+            for slot, length in prefix.copies:
+                self.cache.copy(prefix.slot, slot, length, layer)
             start = stop
         keys, values = self._views[layer]
         # The query heads of one key/value head are taken as rows, so that nothing is repeated.
@@ -123,16 +129,15 @@ def _attend_to_cache(
     return torch.matmul(scores.softmax(-1).to(query.dtype), values)
 
 
-def _attend_to_itself(
-    query: torch.Tensor, pairs: torch.Tensor, scale: float, window: int | None
+def _attend_causally(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
 ) -> torch.Tensor:
-    """Causal attention of one whole sequence: query [n, heads, D], pairs [n, 2, kv_heads, D]."""
-    keys, values = pairs.transpose(0, 2).unbind(1)  # each [kv_heads, n, D]
-    mask, n = None, len(query)
-    if window is not None and window < n:
-        places = torch.arange(n, device=query.device)
-        distance = places[:, None] - places
-        mask = (distance >= 0) & (distance < window)
+    """Attention of one sequence's last m of n tokens: query [m, heads, D], keys [kv_heads, n, D]."""
+    m, n = len(query), keys.shape[1]
+    mask = None
+    if m < n or (window is not None and window < n):
+        distance = torch.arange(n - m, n, device=query.device)[:, None] - torch.arange(n, device=query.device)
+        mask = (distance >= 0) & (distance < (n if window is None else window))
     groups = query.shape[1] // keys.shape[0]
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -30,6 +30,7 @@ from realflow.errors import InputError, Problem
 from realflow.graph.types import Sampling
 
 FinishReason = Literal["stop", "length", "abort"]
+_WORTH_COPYING = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -270,38 +271,51 @@ class NativeEngine:
         """Move queued samples into free slots, lowest first; returns what the pass has to prefill.
 
         A prompt's tokens but the last are its prefix. Where a slot holds the keys and values of
-        the same prefix (a sample of the same prompt, running or ended), they are copied.
+        the same prefix or of one that begins alike (samples of one prompt, the common begin of a
+        chat format), they are copied: now, or by the pass where it has yet to compute them.
         """
         fresh: dict[int, Prefix] = {}
+        origin: dict[int, int] = {}  # slot -> the fresh slot that the pass copies all its tokens from
         budget = self.prefill_tokens
-        free = [slot for slot, sample in enumerate(self._slots) if sample is None]
         admitted: list[_Sample] = []
-        for slot in free:
+        for slot in [slot for slot, sample in enumerate(self._slots) if sample is None]:
             if not self._queue:
                 break
             tokens = self._queue[0].prompt.tokens[:-1]
-            source = self._holder(tokens, slot)
-            if source is None and fresh and len(tokens) > budget:
+            source, common = self._holder(tokens, slot)
+            rest = tokens[common:]
+            if rest and fresh and len(rest) > budget:
                 break
-            if source is None:
-                fresh[slot] = Prefix(slot, tokens)
-                budget -= len(tokens)
-            elif source in fresh:  # not computed yet: the pass copies it, layer by layer
-                fresh[source] = Prefix(source, tokens, (*fresh[source].copies, slot))
-            elif source != slot:
-                cache.copy(source, [slot], len(tokens))
+            source = origin.get(source, source)
+            if source in fresh and common:
+                held = fresh[source]
+                fresh[source] = replace(held, copies=(*held.copies, (slot, common)))
+                if not rest:
+                    origin[slot] = source
+            elif source != slot and common:
+                cache.copy(source, slot, common)
+            if rest:
+                fresh[slot] = Prefix(slot, rest, common)
+                budget -= len(rest)
             self._prefixes[slot] = tokens
             sample = self._queue.popleft()
             self._slots[slot] = sample
             admitted.append(sample)
         self._seed(admitted)
-        return [prefix for prefix in fresh.values() if prefix.tokens]
+        return list(fresh.values())
 
-    def _holder(self, prefix: tuple[int, ...], slot: int) -> int | None:
-        """The slot that holds a prefix's keys and values, best `slot` itself; None where none does."""
-        if self._prefixes[slot] == prefix:
-            return slot
-        return next((other for other, held in enumerate(self._prefixes) if held == prefix), None)
+    def _holder(self, prefix: tuple[int, ...], slot: int) -> tuple[int, int]:
+        """The slot that holds the most of a prefix from its begin, best `slot` itself, and how many tokens.
+
+        Fewer tokens than `_WORTH_COPYING` count as none unless they are the whole prefix.
+        """
+        best, most = slot, _common(self._prefixes[slot], prefix)
+        for other, held in enumerate(self._prefixes):
+            if most == len(prefix):
+                return best, most
+            if (common := _common(held, prefix)) > most:
+                best, most = other, common
+        return (best, most) if most >= _WORTH_COPYING or most == len(prefix) else (slot, 0)
 
     def _seed(self, admitted: Sequence[_Sample]) -> None:
         """Draw each new sample's uniform numbers, for all the tokens that it may get."""
@@ -328,7 +342,7 @@ class NativeEngine:
                 return
             moved = self._slots[high]
             assert moved is not None and moved.response, "a sample that was just admitted is moved"
-            cache.copy(high, [low], moved.length - 1)
+            cache.copy(high, low, moved.length - 1)
             self._slots[low], self._slots[high] = moved, None
             self._prefixes[low] = self._prefixes[high]
 
@@ -362,6 +376,14 @@ class NativeEngine:
         stats.prefill_tokens += prefilled
         stats.tokens += running
         stats.seconds += time.perf_counter() - started
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens two sequences have in common at the begin."""
+    if one == other:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _check_settings(sampling: Sampling, slots: int, max_length: int) -> None:

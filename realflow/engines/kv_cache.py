@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +54,12 @@ class KVCache:
         keys, values = self._all[:, :, :slots, :, :length].unbind(1)
         return list(zip(keys.unbind(0), values.unbind(0), strict=True))
 
-    def copy(self, source: int, destinations: Sequence[int], length: int, layer: int | None = None) -> None:
-        """Copy the first `length` tokens of slot `source` to other slots, in one layer or in all."""
+    def read_slot(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one slot in one layer: views [kv_heads, length, head_dim]."""
+        keys, values = self._all[layer, :, slot, :, :length].unbind(0)
+        return keys, values
+
+    def copy(self, source: int, destination: int, length: int, layer: int | None = None) -> None:
+        """Copy the first `length` tokens of a slot to another one, in one layer or in all."""
         part = self._all if layer is None else self._all[layer : layer + 1]
-        for destination in destinations:
-            part[:, :, destination, :, :length].copy_(part[:, :, source, :, :length])
+        part[:, :, destination, :, :length].copy_(part[:, :, source, :, :length])

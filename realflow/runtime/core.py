@@ -179,9 +179,7 @@ class Core:
         self._begun: dict[int, float] = {}
         self._dispatches: dict[str, _Dispatch] = {}
         self._streams: dict[str, _Stream] = {}
-        self._pieces: dict[str, int] = {}
         self._busy: dict[str, set[int]] = {call.name: set() for call in self.graph.calls}
-        self._backlog: dict[tuple[int, str], dict[int, list[int]]] = {}
         self._fresh: dict[str, set[int]] = {}
         """Trained model -> ranks that hold its newest weights; absent while no rank's have changed."""
         self._files: dict[int, dict[str, str]] = {}
@@ -384,7 +382,7 @@ class Core:
     def _try_function(self, step: StepReadiness, call: Call, now: float) -> None:
         """Hand ready units to ranks, at most one piece at a time for each rank; the rest is kept."""
         where = self.plan.calls[call.name]
-        backlog = self._backlog.setdefault((step.step, call.name), {})
+        backlog = step.backlog[call.name]
         if step.has_ready(call.name):
             load = {rank: len(ids) for rank, ids in backlog.items()}
             owners = [step.owners[p] for p in producers(self.graph, call) if p in step.calls]
@@ -393,8 +391,8 @@ class Core:
                 load[rank] = load.get(rank, 0) + len(unit)
                 backlog.setdefault(rank, []).extend(unit)
         for rank in [r for r in backlog if r not in self._busy[call.name]]:
-            piece = self._pieces.get(f"{call.name}@{step.step}", 0)
-            self._pieces[f"{call.name}@{step.step}"] = piece + 1
+            piece = step.pieces[call.name]
+            step.pieces[call.name] += 1
             ids = sorted(backlog.pop(rank))
             name = f"{call.name}@{step.step}.{piece}"
             self._busy[call.name].add(rank)

@@ -43,6 +43,10 @@ class StepReadiness:
         """Call -> sample -> the rank that holds what the call wrote."""
         self.lengths: dict[int, int] = {}
         self.finished: set[str] = set()
+        self.backlog: dict[str, dict[int, list[int]]] = {name: {} for name in self.calls}
+        """Function call -> rank -> samples that wait until the rank has finished its last piece."""
+        self.pieces = dict.fromkeys(self.calls, 0)
+        """Function call -> pieces dispatched."""
         self._units = {name: unit_size(graph, call) for name, call in self.calls.items()}
         self._consumers: dict[str, list[str]] = {name: [] for name in self.calls}
         self._missing: dict[str, dict[int, int]] = {}
