@@ -13,6 +13,7 @@ import socket as sockets
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,7 @@ class MasterLink:
         self._outbox.bind(port)
         self._inbox = context.socket(zmq.PUSH)
         self._inbox.connect(port)
-        self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
     def start(self) -> None:
         """Begin to send, receive and beat."""
@@ -107,6 +108,13 @@ class MasterLink:
         self._thread.join()
 
     # ---- the link's thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:  # noqa: BLE001 - the thread's edge: without it this rank would be mute and hang
+            print(f"realflow: rank {self.rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            leave(1)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
