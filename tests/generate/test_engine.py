@@ -60,12 +60,17 @@ def make(model, *, slots=4, max_length=64, seed=3, eos_ids=(), tokenizer=None, m
 
 
 def prompts_of(count: int, samples: int = 1, seed: int = 0, varied: bool = False) -> list[Prompt]:
-    """Prompts of 1 to 14 tokens; with `varied` each sample has a length limit of its own."""
+    """Prompts of 1 to 34 tokens, most with a begin that others share to some place.
+
+    With `varied` each sample has a length limit of its own.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = []
+    begin = torch.randint(0, 97, (20,), generator=generator).tolist()
     for group in range(count):
-        size = int(torch.randint(1, 15, (1,), generator=generator))
-        tokens = torch.randint(0, 97, (size,), generator=generator).tolist()
+        shared, size = torch.randint(1, 21, (2,), generator=generator).tolist()
+        own = torch.randint(0, 97, (1 + size * 14 // 21,), generator=generator).tolist()
+        tokens = (begin[:shared] if group % 4 else []) + own
         ids = tuple(range(group * samples, (group + 1) * samples))
         limits = torch.randint(1, 13, (samples,), generator=generator).tolist()
         made.append(Prompt(group, ids, tuple(tokens), tuple(limits) if varied else None))
@@ -239,6 +244,21 @@ def test_samples_of_a_prompt_share_its_prefill(models):
     again = make(models["llama"], slots=3)
     drain(again, [Prompt(0, (0,), tuple(range(10, 20))), Prompt(1, (1,), tuple(range(11, 20)))])
     assert again.stats.prefill_tokens == 9 + 8
+
+
+def test_prompts_that_begin_alike_share_that_part(models):
+    begin = tuple(range(10, 40))
+    prompts = [Prompt(g, (2 * g, 2 * g + 1), (*begin, 50 + g, 60, 61)) for g in range(4)]
+    together = make(models["llama"], slots=8)
+    done = drain(together, prompts)
+    assert together.stats.prefill_tokens == 32 + 3 * 2
+    few = make(models["llama"], slots=3)
+    seen = drain(few, prompts)
+    assert few.stats.prefill_tokens == 32 + 3 * 2
+    for sample_id, sample in done.items():
+        assert torch.equal(sample.tokens, seen[sample_id].tokens)
+        expected = hugging_face_logprobs(models["llama"], sample.tokens)[sample.loss_mask]
+        torch.testing.assert_close(sample.logprobs[sample.loss_mask], expected, atol=1e-10, rtol=0)
 
 
 def test_slots_stay_busy_while_prompts_wait(models):
