@@ -12,57 +12,25 @@ between two steps calls `set_version`.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from realflow.data.random import uniform
-from realflow.engines.decode import Pass, Prefix, cache_shape
+from realflow.engines.decode import Pass, cache_shape
 from realflow.engines.fused import make_decoder
 from realflow.engines.kv_cache import KVCache
+from realflow.engines.samples import Finished, FinishReason, Prompt, Sample
 from realflow.engines.sampling import draw
+from realflow.engines.slots import Slots
 from realflow.engines.stops import Stops, Tokenizer
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Sampling
 
-FinishReason = Literal["stop", "length", "abort"]
-_WORTH_COPYING = 8  # tokens
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt and the samples that are wanted of it.
-
-    `max_new_tokens` has one entry for each sample where it differs from the sampling's.
-    """
-
-    group_id: int
-    sample_ids: tuple[int, ...]
-    tokens: tuple[int, ...]
-    max_new_tokens: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """One finished sample; every tensor is [L], aligned with `tokens`.
-
-    `tokens` int64: prompt and response with the end token that was drawn. `logprobs` float32
-    (float64 for a float64 model), 0 on the prompt. `loss_mask` bool, true on the response.
-    `versions` int64, -1 on the prompt. `completion` is the response's text, cut before a stop string.
-    """
-
-    sample_id: int
-    group_id: int
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-    loss_mask: torch.Tensor
-    versions: torch.Tensor
-    finish_reason: FinishReason
-    completion: str
+__all__ = ["Finished", "GenerateStats", "NativeEngine", "Prompt"]
 
 
 @dataclass
@@ -89,41 +57,6 @@ class HoldsModule(Protocol):
     @property
     def module(self) -> PreTrainedModel:
         """The Hugging Face causal LM."""
-
-
-class _Sample:
-    """A sample on its way: queued, then in a slot."""
-
-    def __init__(self, prompt: Prompt, index: int, limit: int) -> None:
-        self.prompt = prompt
-        self.id = prompt.sample_ids[index]
-        self.limit = limit
-        self.response: list[int] = []
-        self.logprobs: list[float] = []
-        self.versions: list[int] = []
-        self.uniforms: list[float] = []
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt.tokens) + len(self.response)
-
-    @property
-    def newest(self) -> int:
-        return self.response[-1] if self.response else self.prompt.tokens[-1]
-
-    def finished(self, reason: FinishReason, stops: Stops, dtype: torch.dtype) -> Finished:
-        """The sample as it leaves the engine."""
-        before = len(self.prompt.tokens)
-        return Finished(
-            sample_id=self.id,
-            group_id=self.prompt.group_id,
-            tokens=torch.tensor([*self.prompt.tokens, *self.response]),
-            logprobs=torch.tensor([0.0] * before + self.logprobs, dtype=dtype),
-            loss_mask=torch.tensor([False] * before + [True] * len(self.response)),
-            versions=torch.tensor([-1] * before + self.versions),
-            finish_reason=reason,
-            completion=stops.text(self.response),
-        )
 
 
 class NativeEngine:
@@ -163,14 +96,12 @@ class NativeEngine:
         self._decoder = make_decoder(module)
         self._stops = Stops(tokenizer, sampling.stop, eos_ids)
         self._cache: KVCache | None = None
-        self._queue: deque[_Sample] = deque()
-        self._slots: list[_Sample | None] = [None] * slots
-        self._prefixes: list[tuple[int, ...]] = [()] * slots  # prompt prefix whose KV a slot holds
+        self._slots = Slots(slots)
 
     @property
     def busy(self) -> bool:
         """Whether samples are queued or running."""
-        return bool(self._queue) or any(self._slots)
+        return bool(self._slots.queue or self._slots.running)
 
     @property
     def cache_bytes(self) -> int:
@@ -180,7 +111,7 @@ class NativeEngine:
     def feed(self, prompts: Iterable[Prompt]) -> None:
         """Queue prompts. Raises InputError, listing every bad prompt, and then queues none."""
         prompts = list(prompts)
-        known = {sample.id for sample in (*self._queue, *filter(None, self._slots))}
+        known = {sample.id for sample in (*self._slots.queue, *self._slots.running)}
         problems = []
         for prompt in prompts:
             problems += [
@@ -191,7 +122,7 @@ class NativeEngine:
             raise InputError(problems)
         for prompt in prompts:
             limits = self._limits(prompt)
-            self._queue.extend(_Sample(prompt, index, limit) for index, limit in enumerate(limits))
+            self._slots.queue.extend(Sample(prompt, index, limit) for index, limit in enumerate(limits))
 
     def step(self) -> list[Finished]:
         """Admit what fits and draw one token for each running sample; returns those that ended."""
@@ -201,9 +132,10 @@ class NativeEngine:
         with torch.inference_mode():
             if self._cache is None:
                 self._cache = KVCache(self._shape, self._dtype, self._device)
-            prefixes = self._admit(self._cache)
-            self._close_gaps(self._cache)
-            running = [sample for sample in self._slots if sample is not None]
+            admitted, prefixes = self._slots.admit(self._cache, self.prefill_tokens)
+            self._seed(admitted)
+            self._slots.close_gaps(self._cache)
+            running = self._slots.running
             step = Pass(self._cache, [s.newest for s in running], [s.length for s in running], prefixes)
             numbers = torch.tensor([s.uniforms[len(s.response)] for s in running], dtype=torch.float64)
             tokens, logprobs = draw(self._decoder(step), numbers, self.sampling)
@@ -218,27 +150,19 @@ class NativeEngine:
         prefilled with the new weights.
         """
         self.version = version
-        self._prefixes = [()] * len(self._slots)
+        self._slots.forget_prefixes()
 
     def abort(self, sample_ids: Iterable[int] | None = None) -> list[Finished]:
         """End the given samples, or all, as they are (finish reason `abort`). Unknown ids are ignored:
         a sample may have ended in the meantime."""
-        chosen = None if sample_ids is None else set(sample_ids)
-        ended = []
-        for slot, sample in enumerate(self._slots):
-            if sample is not None and (chosen is None or sample.id in chosen):
-                ended.append(sample)
-                self._slots[slot] = None
-        ended += [sample for sample in self._queue if chosen is None or sample.id in chosen]
-        gone = {sample.id for sample in ended}
-        self._queue = deque(sample for sample in self._queue if sample.id not in gone)
+        ended = self._slots.remove(None if sample_ids is None else set(sample_ids))
         return [sample.finished("abort", self._stops, self._logprob_dtype) for sample in ended]
 
     def free_cache(self) -> None:
         """Give the KV cache's memory back; the next step allocates it again. Only while not running."""
-        assert not any(self._slots), "the cache of running samples cannot be freed"
+        assert not self._slots.running, "the cache of running samples cannot be freed"
         self._cache = None
-        self._prefixes = [()] * len(self._slots)
+        self._slots.forget_prefixes()
 
     @property
     def _logprob_dtype(self) -> torch.dtype:
@@ -267,57 +191,7 @@ class NativeEngine:
             found.append(f"sample ids {list(ids)} are given twice or are still running")
         return found
 
-    def _admit(self, cache: KVCache) -> list[Prefix]:
-        """Move queued samples into free slots, lowest first; returns what the pass has to prefill.
-
-        A prompt's tokens but the last are its prefix. Where a slot holds the keys and values of
-        the same prefix or of one that begins alike (samples of one prompt, the common begin of a
-        chat format), they are copied: now, or by the pass where it has yet to compute them.
-        """
-        fresh: dict[int, Prefix] = {}
-        origin: dict[int, int] = {}  # slot -> the fresh slot that the pass copies all its tokens from
-        budget = self.prefill_tokens
-        admitted: list[_Sample] = []
-        for slot in [slot for slot, sample in enumerate(self._slots) if sample is None]:
-            if not self._queue:
-                break
-            tokens = self._queue[0].prompt.tokens[:-1]
-            source, common = self._holder(tokens, slot)
-            rest = tokens[common:]
-            if rest and fresh and len(rest) > budget:
-                break
-            source = origin.get(source, source)
-            if source in fresh and common:
-                held = fresh[source]
-                fresh[source] = replace(held, copies=(*held.copies, (slot, common)))
-                if not rest:
-                    origin[slot] = source
-            elif source != slot and common:
-                cache.copy(source, slot, common)
-            if rest:
-                fresh[slot] = Prefix(slot, rest, common)
-                budget -= len(rest)
-            self._prefixes[slot] = tokens
-            sample = self._queue.popleft()
-            self._slots[slot] = sample
-            admitted.append(sample)
-        self._seed(admitted)
-        return list(fresh.values())
-
-    def _holder(self, prefix: tuple[int, ...], slot: int) -> tuple[int, int]:
-        """The slot that holds the most of a prefix from its begin, best `slot` itself, and how many tokens.
-
-        Fewer tokens than `_WORTH_COPYING` count as none unless they are the whole prefix.
-        """
-        best, most = slot, _common(self._prefixes[slot], prefix)
-        for other, held in enumerate(self._prefixes):
-            if most == len(prefix):
-                return best, most
-            if (common := _common(held, prefix)) > most:
-                best, most = other, common
-        return (best, most) if most >= _WORTH_COPYING or most == len(prefix) else (slot, 0)
-
-    def _seed(self, admitted: Sequence[_Sample]) -> None:
+    def _seed(self, admitted: Sequence[Sample]) -> None:
         """Draw each new sample's uniform numbers, for all the tokens that it may get."""
         if not admitted:
             return
@@ -327,27 +201,8 @@ class NativeEngine:
         for sample, row in zip(admitted, uniform(self.seed, ids, 0, first + torch.arange(most)), strict=True):
             sample.uniforms = row[: sample.limit].tolist()
 
-    def _close_gaps(self, cache: KVCache) -> None:
-        """Make the running samples occupy the lowest slots, so that a pass reads one slice of the cache.
-
-        Needed only when free slots could not be filled; those just admitted lie lowest and stay.
-        """
-        low, high = 0, len(self._slots) - 1
-        while True:
-            while low < high and self._slots[low] is not None:
-                low += 1
-            while low < high and self._slots[high] is None:
-                high -= 1
-            if low >= high:
-                return
-            moved = self._slots[high]
-            assert moved is not None and moved.response, "a sample that was just admitted is moved"
-            cache.copy(high, low, moved.length - 1)
-            self._slots[low], self._slots[high] = moved, None
-            self._prefixes[low] = self._prefixes[high]
-
     def _append(
-        self, running: Sequence[_Sample], tokens: Sequence[int], logprobs: Sequence[float]
+        self, running: Sequence[Sample], tokens: Sequence[int], logprobs: Sequence[float]
     ) -> list[Finished]:
         """Add each sample's new token; free the slots of those that end with it."""
         finished = []
@@ -361,29 +216,21 @@ class NativeEngine:
             elif len(sample.response) == sample.limit:
                 reason = "length"
             if reason:
-                self._slots[slot] = None
+                self._slots.slots[slot] = None
                 finished.append(sample.finished(reason, self._stops, self._logprob_dtype))
         return finished
 
     def _count(self, running: int, prefilled: int, started: float) -> None:
         stats = self.stats
         stats.steps += 1
-        stats.slot_steps += len(self._slots)
+        stats.slot_steps += len(self._slots.slots)
         stats.busy_slot_steps += running
-        if self._queue:
-            stats.queued_slot_steps += len(self._slots)
+        if self._slots.queue:
+            stats.queued_slot_steps += len(self._slots.slots)
             stats.queued_busy_slot_steps += running
         stats.prefill_tokens += prefilled
         stats.tokens += running
         stats.seconds += time.perf_counter() - started
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences have in common at the begin."""
-    if one == other:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _check_settings(sampling: Sampling, slots: int, max_length: int) -> None:

@@ -1,0 +1,114 @@
+"""Which sample is in which slot of the KV cache, and what of it the cache holds already."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from realflow.engines.decode import Prefix
+from realflow.engines.kv_cache import KVCache
+from realflow.engines.samples import Sample
+
+_WORTH_COPYING = 8  # tokens
+
+
+class Slots:
+    """The queue and the slots. A prompt's tokens but the last are its prefix."""
+
+    def __init__(self, count: int) -> None:
+        self.queue: deque[Sample] = deque()
+        self.slots: list[Sample | None] = [None] * count
+        self._prefixes: list[tuple[int, ...]] = [()] * count  # whose keys and values a slot holds
+
+    @property
+    def running(self) -> list[Sample]:
+        """The samples in slots, in order of slot."""
+        return [sample for sample in self.slots if sample is not None]
+
+    def forget_prefixes(self) -> None:
+        """Copy nothing from the cache any more: the weights or the cache have changed."""
+        self._prefixes = [()] * len(self.slots)
+
+    def remove(self, ids: set[int] | None) -> list[Sample]:
+        """Take samples (all, for None) out of slots and queue."""
+        out = [s for s in (*self.running, *self.queue) if ids is None or s.id in ids]
+        gone = {sample.id for sample in out}
+        self.slots = [None if s is None or s.id in gone else s for s in self.slots]
+        self.queue = deque(sample for sample in self.queue if sample.id not in gone)
+        return out
+
+    def admit(self, cache: KVCache, budget: int) -> tuple[list[Sample], list[Prefix]]:
+        """Move queued samples into free slots, lowest first.
+
+        Returns them and what the pass has to prefill: at most `budget` tokens, but always one
+        prompt. Where a slot holds the keys and values of the same prefix, or of one that begins
+        alike (samples of one prompt, the common begin of a chat format), they are copied: now, or
+        by the pass where it has yet to compute them.
+        """
+        fresh: dict[int, Prefix] = {}
+        origin: dict[int, int] = {}  # slot -> the fresh slot that the pass copies all its tokens from
+        admitted: list[Sample] = []
+        for slot in [slot for slot, sample in enumerate(self.slots) if sample is None]:
+            if not self.queue:
+                break
+            tokens = self.queue[0].prompt.tokens[:-1]
+            source, common = self._holder(tokens, slot)
+            rest = tokens[common:]
+            if rest and fresh and len(rest) > budget:
+                break
+            source = origin.get(source, source)
+            if source in fresh and common:
+                held = fresh[source]
+                fresh[source] = replace(held, copies=(*held.copies, (slot, common)))
+                if not rest:
+                    origin[slot] = source
+            elif source != slot and common:
+                cache.copy(source, slot, common)
+            if rest:
+                fresh[slot] = Prefix(slot, rest, common)
+                budget -= len(rest)
+            self._prefixes[slot] = tokens
+            sample = self.queue.popleft()
+            self.slots[slot] = sample
+            admitted.append(sample)
+        return admitted, list(fresh.values())
+
+    def _holder(self, prefix: tuple[int, ...], slot: int) -> tuple[int, int]:
+        """The slot that holds the most of a prefix from its begin, best `slot` itself, and how many tokens.
+
+        Fewer tokens than `_WORTH_COPYING` count as none unless they are the whole prefix.
+        """
+        best, most = slot, _common(self._prefixes[slot], prefix)
+        for other, held in enumerate(self._prefixes):
+            if most == len(prefix):
+                return best, most
+            if (common := _common(held, prefix)) > most:
+                best, most = other, common
+        return (best, most) if most >= _WORTH_COPYING or most == len(prefix) else (slot, 0)
+
+    def close_gaps(self, cache: KVCache) -> None:
+        """Make the running samples occupy the lowest slots, so that a pass reads one slice of the cache.
+
+        Needed only when free slots could not be filled; those just admitted lie lowest and stay.
+        """
+        low, high = 0, len(self.slots) - 1
+        while True:
+            while low < high and self.slots[low] is not None:
+                low += 1
+            while low < high and self.slots[high] is None:
+                high -= 1
+            if low >= high:
+                return
+            moved = self.slots[high]
+            assert moved is not None and moved.response, "a sample that was just admitted is moved"
+            cache.copy(high, low, moved.length - 1)
+            self.slots[low], self.slots[high] = moved, None
+            self._prefixes[low] = self._prefixes[high]
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens two sequences have in common at the begin."""
+    if one == other:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
