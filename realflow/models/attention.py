@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from realflow.errors import InputError
+from realflow.models.sharing import Shared
 
 NAME = "realflow_packed"
 
@@ -62,17 +63,18 @@ class Packing:
     """How a packed micro-batch is divided into sequences; made once, used by every layer.
 
     `cu_seqlens` is int32 [S + 1]. `order` ([T] or None) restores packed order after the buckets'
-    outputs are concatenated.
+    outputs are concatenated. With `shared` the states between attentions are those of distinct tokens.
     """
 
     cu_seqlens: torch.Tensor
     longest: int
     buckets: tuple[Bucket, ...]
     order: torch.Tensor | None
+    shared: Shared | None = None
     biases: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cu_seqlens: torch.Tensor, device: torch.device) -> Packing:
+    def of(cls, cu_seqlens: torch.Tensor, device: torch.device, shared: Shared | None = None) -> Packing:
         """Divide into buckets. `cu_seqlens` lies on the CPU; indices are made on `device`."""
         starts = cu_seqlens.tolist()
         lengths = [stop - start for start, stop in pairwise(starts)]
@@ -85,7 +87,7 @@ class Packing:
             order = torch.empty_like(taken)
             order[taken] = torch.arange(len(taken))
             order = order.to(device)
-        return cls(cu_seqlens.to(device, torch.int32), max(lengths, default=0), buckets, order)
+        return cls(cu_seqlens.to(device, torch.int32), max(lengths, default=0), buckets, order, shared)
 
     def bias(self, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """[L, L]: 0 where a query may see a key (causal, within the window), else -inf."""
@@ -183,20 +185,33 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each sequence of a packed batch, in transformers' calling form.
 
-    `query` [1, Hq, T, D]; `key`, `value` [1, Hkv, T, D], Hq a multiple of Hkv. Returns
-    [1, T, Hq, D]. Raises InputError for what it does not compute (soft caps, sinks, biases).
+    `query` [1, Hq, T, D]; `key`, `value` [1, Hkv, T, D], Hq a multiple of Hkv; with
+    `packing.shared` only of the U distinct tokens. Returns [1, T or U, Hq, D]. Raises InputError
+    for what it does not compute (soft caps, sinks, biases).
     """
     _refuse(module, attention_mask, dropout, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(q, k, v, packing, scale, window)[None], None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T or U, H, D]
+    output = _attend_all(q, k, v, packing, scale, window)
+    return output[None], None
+
+
+def _attend_all(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scale: float, window: int | None
+) -> torch.Tensor:
+    """[T or U, Hq, D], by whichever kernel suits the device."""
+    shared = packing.shared
+    if shared is not None:
+        q, k, v = shared.repeat(q), shared.repeat(k), shared.repeat(v)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        output = _varlen(q, k, v, packing, scale, window)
+        return output if shared is None else shared.distinct(output)
     parts = [_attend(q, k, v, bucket, packing, scale, window) for bucket in packing.buckets]
     output = parts[0] if len(parts) == 1 else torch.cat(parts)
     if packing.order is not None:
         output = output.index_select(0, packing.order)
-    return output[None], None
+    return output if shared is None else shared.distinct(output)
 
 
 def _refuse(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from realflow.errors import InputError
 from realflow.models import attention
 from realflow.models.flat import FlatBuffer, flatten
+from realflow.models.sharing import Shared, find_shared
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -20,11 +21,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch
 @dataclass(frozen=True)
 class CausalModel:
     """`module` is the `transformers` model in evaluation mode (no dropout), its parameters being
-    views of `flat`. `source` is the checkpoint that it was loaded from."""
+    views of `flat`. `source` is the checkpoint that it was loaded from. With `share`, beginnings that
+    packed sequences have in common are computed once."""
 
     module: PreTrainedModel
     flat: FlatBuffer
     source: Path
+    share: bool = True
 
     @property
     def config(self) -> Any:
@@ -55,13 +58,18 @@ class CausalModel:
         """
         if self.config._attn_implementation != attention.NAME:  # another engine has switched it
             self.module.set_attn_implementation(attention.NAME)
+        shared = find_shared(tokens.cpu(), cu_seqlens) if self.share else None
+        if shared is not None:
+            tokens, positions = shared.distinct(tokens.cpu()), shared.distinct(positions)
+            shared = Shared(shared.keep.to(self.device), shared.spread.to(self.device))
         output = self.module.base_model(
             input_ids=tokens.to(self.device)[None],
             position_ids=positions.to(self.device)[None],
             use_cache=False,
-            packing=attention.Packing.of(cu_seqlens, self.device),
+            packing=attention.Packing.of(cu_seqlens, self.device, shared),
         )
-        return output.last_hidden_state[0]
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states if shared is None else shared.repeat(states)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """[R, V] in the compute dtype, for hidden states [R, H]."""
@@ -71,8 +79,10 @@ class CausalModel:
 def load_model(path: Path, *, dtype: str, device: str | torch.device = "cpu") -> CausalModel:
     """Load a checkpoint directory (local files, safetensors) for training, inference and generation.
 
-    `dtype` is bfloat16, float32 or float64. Raises InputError where the directory, the checkpoint
-    or the kind of model cannot be used.
+    `dtype` is bfloat16, float32 or float64. Float64 is for proofs and shares no beginnings: the
+    modules' norms compute in float32 whatever the dtype, so that there the order of a sum shows at
+    5e-8, and which tokens are shared depends on the layout. Raises InputError where the directory,
+    the checkpoint or the kind of model cannot be used.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -80,7 +90,7 @@ def load_model(path: Path, *, dtype: str, device: str | torch.device = "cpu") ->
     target = torch.device(device)
     module = module.to(target).eval()
     flat = flatten(module, DTYPES[dtype], target)
-    model = CausalModel(module, flat, Path(path))
+    model = CausalModel(module, flat, Path(path), share=dtype != "float64")
     _check_head(model)
     return model
 
