@@ -49,13 +49,16 @@ def main() -> None:
     path = models_dir() / options.model
     model = load_model(path, dtype="bfloat16")
     prompts = chat_prompts(path, PROMPTS)
+    strangers = random_prompts([len(tokens) for tokens in prompts])
     result: dict[str, Any] = {
         "threads": options.threads,
         "load_average_before": os.getloadavg(),
         "model": options.model,
         "prompt_tokens": sum(map(len, prompts)),
         "speed": compare(model, path, prompts, options.rounds),
-        "occupancy": occupancy(model, prompts),
+        "speed_nothing_in_common": compare(model, path, strangers, options.rounds),
+        "floor": floor(model),
+        "occupancy": occupancy(model, strangers),
         "load_average_after": os.getloadavg(),
     }
     show(result)
@@ -72,6 +75,12 @@ def chat_prompts(path: Path, count: int) -> list[list[int]]:
     return [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats
     ]
+
+
+def random_prompts(lengths: Sequence[int]) -> list[list[int]]:
+    """Random token ids: nothing of one prompt's prefill serves another."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(100, 40_000, (length,), generator=generator).tolist() for length in lengths]
 
 
 def native(
@@ -116,9 +125,12 @@ def compare(model: CausalModel, path: Path, prompts: Sequence[Sequence[int]], ro
         )
         assert out.shape[1] == longest + NEW_TOKENS
 
+    prefilled = []
+
     def ours() -> None:
         stats = native(model, prompts, [NEW_TOKENS] * len(prompts), SLOTS)
         assert stats.tokens == PROMPTS * NEW_TOKENS
+        prefilled.append(stats.prefill_tokens)
 
     hugging_face(), ours()  # warm-up
     turns = [(timed(hugging_face), timed(ours)) for _ in range(rounds)]
@@ -129,7 +141,7 @@ def compare(model: CausalModel, path: Path, prompts: Sequence[Sequence[int]], ro
         "native_tokens_per_second": tokens / statistics.median(b["wall"] for _, b in turns),
         "median_ratio": statistics.median(a["wall"] / b["wall"] for a, b in turns),
         "median_cpu_ratio": statistics.median(a["cpu"] / b["cpu"] for a, b in turns),
-        "floor": floor(model),
+        "native_prefill_tokens": prefilled[-1],
     }
 
 
@@ -179,13 +191,17 @@ def best(work: Callable[[], None], rounds: int = 7) -> float:
 
 def show(result: dict[str, Any]) -> None:
     """The table."""
-    speed, slots = result["speed"], result["occupancy"]
-    floors = speed["floor"]
-    rows = [
-        ("model.generate", f"{speed['generate_tokens_per_second']:.0f} tokens/s"),
-        ("native", f"{speed['native_tokens_per_second']:.0f} tokens/s"),
-        ("ratio, median of rounds", f"{speed['median_ratio']:.2f}"),
-        ("ratio of processor seconds", f"{speed['median_cpu_ratio']:.2f}"),
+    slots, floors = result["occupancy"], result["floor"]
+    rows = []
+    for title, key in (("chat prompts", "speed"), ("nothing in common", "speed_nothing_in_common")):
+        speed = result[key]
+        rows += [
+            (f"{title}: model.generate", f"{speed['generate_tokens_per_second']:.0f} tokens/s"),
+            (f"{title}: native", f"{speed['native_tokens_per_second']:.0f} tokens/s"),
+            (f"{title}: ratio, median of rounds", f"{speed['median_ratio']:.2f}"),
+            (f"{title}: ratio of processor seconds", f"{speed['median_cpu_ratio']:.2f}"),
+        ]
+    rows += [
         ("floor: products alone", f"{SLOTS / floors['products_seconds']:.0f} tokens/s"),
         ("floor: reading the weights", f"{SLOTS / floors['read_seconds']:.0f} tokens/s"),
         ("slot-steps busy until the queue is empty", f"{slots['busy_until_queue_empty']:.1%}"),
