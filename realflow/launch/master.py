@@ -1,9 +1,10 @@
 """The master's process: `realflow.runtime.master.Master` with the run's files and a voice.
 
-    python -m realflow.launch.master RUN_DIR --handshake FD [--plain]
+    python -m realflow.launch.master RUN_DIR --handshake FD [--events FD]
 
-Writes one line of JSON (`Rendezvous`) to FD, then serves until the run has ended. Events are told
-on stdout, one JSON object a line (with --plain: as text for a person). Exit code: 0 done, 1 failed.
+Writes one line of JSON (`Rendezvous`) to the first FD, then serves until the run has ended. Events
+are told on the second, one JSON object a line (without it: on stdout, as text for a person). Exit
+code: 0 done, 1 failed, 2 the input is wrong.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from realflow.data.balance import CostModel
-from realflow.errors import RealFlowError
+from realflow.errors import InputError
 from realflow.models.card import card
 from realflow.models.paths import resolve_model
 from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
 from realflow.planfile import Plan, read_plan
+from realflow.runtime.bootstrap import REFUSED
 from realflow.runtime.master import Emit, Master
 
 
@@ -53,25 +55,34 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="realflow.launch.master")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--handshake", type=int, required=True, metavar="FD")
-    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--events", type=int, metavar="FD")
     parser.add_argument("--start-step", type=int, default=0)
     arguments = parser.parse_args(argv)
-    plan = read_plan(arguments.run_dir / "plan.yaml")
-    if arguments.plain:
-        progress = Progress(plan.graph.steps)
-        emit: Emit = progress.update
-    else:
-        emit = json_lines(sys.stdout)
+    handshake = os.fdopen(arguments.handshake, "w", encoding="utf-8")
     try:
-        files = RunFiles(arguments.run_dir, plan)
-        master = Master(plan, files, emit, start_step=arguments.start_step, costs=costs(plan))
+        plan = read_plan(arguments.run_dir / "plan.yaml")
+        master = Master(
+            plan,
+            RunFiles(arguments.run_dir, plan),
+            _voice(arguments.events, plan),
+            start_step=arguments.start_step,
+            costs=costs(plan),
+            started_by_rank_0=arguments.events is None,
+        )
         rendezvous = master.listen()
-        with os.fdopen(arguments.handshake, "w") as handshake:
-            handshake.write(rendezvous.to_json() + "\n")
-        return master.run()
-    except RealFlowError as error:
-        emit({"kind": "error", "text": str(error), "code": 1})
-        return 1
+    except InputError as error:
+        handshake.write(f"{REFUSED}{json.dumps(str(error))}\n")
+        return 2
+    with handshake:
+        handshake.write(rendezvous.to_json() + "\n")
+    return master.run()
+
+
+def _voice(descriptor: int | None, plan: Plan) -> Emit:
+    """Where events go: to the supervisor's pipe, or to a person."""
+    if descriptor is None:
+        return Progress(plan.graph.steps).update
+    return json_lines(os.fdopen(descriptor, "w", encoding="utf-8"))
 
 
 if __name__ == "__main__":

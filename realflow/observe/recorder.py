@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from realflow.observe.collect import Collector
 from realflow.observe.metrics import MetricsLog, SamplesLog
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
-from realflow.runtime.directory import partial_directory, remove_partial
+from realflow.runtime.directory import CURSOR, cursor, partial_directory, remove_partial
 from realflow.runtime.messages import DispatchDone
 
 
@@ -20,6 +21,7 @@ class RunFiles:
 
     def __init__(self, run_dir: Path, plan: Plan) -> None:
         self.run_dir = run_dir
+        self._graph = plan.graph
         predicted = {
             name: call.predicted_seconds
             for name, call in plan.calls.items()
@@ -46,6 +48,9 @@ class RunFiles:
         """Give a checkpoint whose parts are all written its final name."""
         name = f"step-{number:06d}"
         partial, final = partial_directory(self.run_dir, name), self.run_dir / "checkpoints" / name
+        text = json.dumps(cursor(self._graph, number), indent=1)
+        (partial / CURSOR).write_text(text, encoding="utf-8")
+        files = {**files, CURSOR: hashlib.sha256(text.encode()).hexdigest()}
         with open(partial / "checksums.json", "w", encoding="utf-8") as file:
             json.dump(dict(sorted(files.items())), file, indent=1)
             file.flush()

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from realflow.errors import InputError, RunError
 from realflow.planfile import Cluster
@@ -45,6 +45,15 @@ class Identity:
     rendezvous: Rendezvous
 
 
+REFUSED = "refused "
+"""What the handshake begins with where the master refuses its input; a JSON text follows."""
+
+
+def is_alone(cluster: Cluster) -> bool:
+    """Whether the plan is for whatever single machine it starts on."""
+    return len(cluster.nodes) == 1 and cluster.nodes[0].name == "local"
+
+
 def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
     """The plan's rank of each MPI rank, one to one.
 
@@ -58,7 +67,7 @@ def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
             f"start it with -n {len(devices)} and the mpirun that mpi4py was made for"
         )
     hosts = {place.host for place in places}
-    alone = len(cluster.nodes) == 1 and cluster.nodes[0].name == "local"
+    alone = is_alone(cluster)
     if alone and len(hosts) > 1:
         raise InputError(f"the plan is for one machine, but the ranks run on {sorted(hosts)}")
     ranks: list[int] = []
@@ -80,20 +89,42 @@ def bind(cluster: Cluster, places: Sequence[Place]) -> list[int]:
     return ranks
 
 
-def start_master(
-    run_dir: Path, *, plain: bool, start_step: int = 0, **popen: Any
-) -> tuple[subprocess.Popen[bytes], Rendezvous]:
-    """Start the master's process and read where it listens. Raises RunError if it ends before that."""
+@dataclass(frozen=True)
+class MasterProcess:
+    """A master that listens. `events` is what it tells, one JSON object a line (None: it tells a
+    person, on its stdout)."""
+
+    process: subprocess.Popen[bytes]
+    rendezvous: Rendezvous
+    events: IO[str] | None
+
+
+def start_master(run_dir: Path, *, events: bool, start_step: int = 0, **popen: Any) -> MasterProcess:
+    """Start the master's process and read where it listens.
+
+    Events have a pipe of their own: what a user's module prints must not get between them. Raises
+    InputError where the master refuses its input, RunError if it ends before it listens.
+    """
     read, write = os.pipe()
+    inherited, told = [write], None
     command = [sys.executable, "-m", "realflow.launch.master", str(run_dir), "--handshake", str(write)]
-    command += ["--start-step", str(start_step), *(["--plain"] if plain else [])]
-    process = subprocess.Popen(command, pass_fds=(write,), start_new_session=True, **popen)
-    os.close(write)
-    with os.fdopen(read) as stream:
+    command += ["--start-step", str(start_step)]
+    if events:
+        readable, writable = os.pipe()
+        inherited.append(writable)
+        command += ["--events", str(writable)]
+        told = os.fdopen(readable, encoding="utf-8")
+    process = subprocess.Popen(command, pass_fds=inherited, start_new_session=True, **popen)
+    for descriptor in inherited:
+        os.close(descriptor)
+    with os.fdopen(read, encoding="utf-8") as stream:
         line = stream.readline()
+    if line.startswith(REFUSED):
+        process.wait()
+        raise InputError(json.loads(line.removeprefix(REFUSED)))
     if not line:
         raise RunError(f"the master ended with code {process.wait()} before it listened")
-    return process, Rendezvous.from_json(line)
+    return MasterProcess(process, Rendezvous.from_json(line), told)
 
 
 class Mpi:

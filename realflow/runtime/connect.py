@@ -7,12 +7,15 @@ MPI; a peer that does not hold the workers' key is refused in the handshake.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+
+from realflow.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,28 @@ def authenticator(context: zmq.Context[Any], worker_public: str) -> ThreadAuthen
     return auth
 
 
-def local_address() -> str:
-    """An address of this machine that other machines of the job can reach (its host name's, or loopback)."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
+def local_address(alone: bool) -> str:
+    """The address at which this process listens: loopback where all processes run on this machine
+    (`alone`), else that of its host name, or REALFLOW_ADDRESS where that is set.
+
+    Raises InputError where the host name stands for loopback, which other machines cannot reach.
+    """
+    if alone:
         return "127.0.0.1"
+    name = socket.gethostname()
+    address = os.environ.get("REALFLOW_ADDRESS") or _resolve(name)
+    if address.startswith("127."):
+        raise InputError(
+            f"this machine's name {name} stands for {address}, which other machines cannot reach; set "
+            "REALFLOW_ADDRESS to the address that they can reach it at"
+        )
+    return address
+
+
+def _resolve(name: str) -> str:
+    try:
+        return socket.gethostbyname(name)
+    except OSError as error:
+        raise InputError(
+            f"this machine's name {name} has no address ({error}); set REALFLOW_ADDRESS"
+        ) from None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from realflow.errors import InputError
-from realflow.graph import graph_to_mapping
+from realflow.graph import Graph, graph_to_mapping
 from realflow.planfile import Plan, write_plan
 
 PARTIAL = ".partial"
+CURSOR = "cursor.json"
+RENDEZVOUS_FILE = ".rendezvous"
+"""How rank 0 of a supervised job finds the master; read once and removed."""
 
 
 def prepare(plan: Plan, run_dir: Path) -> None:
@@ -43,9 +49,53 @@ def partial_directory(run_dir: Path, name: str) -> Path:
 
 
 def remove_partial(run_dir: Path) -> None:
-    """Remove checkpoints that were being written when a run died."""
+    """Remove what was being written when a run died: checkpoints, and files not yet renamed."""
     for path in (run_dir / "checkpoints").glob(f"{PARTIAL}-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for pattern in (".*.tmp", f"*{PARTIAL}"):
+        for path in run_dir.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def owned(run_dir: Path) -> Iterator[None]:
+    """Hold a run's directory for one supervisor. Raises InputError while another one holds it."""
+    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"{run_dir}: another realflow run is at work in this directory") from None
+    finally:
+        os.close(descriptor)
+
+
+def cursor(graph: Graph, steps: int) -> dict[str, int]:
+    """Where the data stands after `steps` steps, and what ids and draws depend on."""
+    return {
+        "steps": steps,
+        "next_prompt": steps * graph.prompts,
+        "prompts": graph.prompts,
+        "samples": graph.samples,
+        "seed": graph.seed,
+    }
+
+
+def check_cursor(graph: Graph, checkpoint: Path, steps: int) -> None:
+    """Raise InputError where `graph` would not go on with the ids and draws of the checkpoint."""
+    path = checkpoint / CURSOR
+    if not path.is_file():
+        raise InputError(f"checkpoint {checkpoint}: {CURSOR} is missing")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = cursor(graph, steps)
+    changed = [
+        f"{name} was {before.get(name)} and is {now[name]}" for name in now if before.get(name) != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{checkpoint} cannot be continued with this graph: {'; '.join(changed)}. Samples would get ids "
+            "that were used already; start a new run from the checkpoint's weights instead"
+        )
 
 
 def latest_checkpoint(run_dir: Path) -> tuple[int, Path]:
@@ -77,17 +127,28 @@ def prepare_resume(plan: Plan, run_dir: Path) -> tuple[int, Path]:
     Lines of metrics.jsonl and samples.jsonl for steps that will be run again are taken out.
     """
     steps, checkpoint = latest_checkpoint(run_dir)
+    check_cursor(plan.graph, checkpoint, steps)
     if steps >= plan.graph.steps:
         raise InputError(f"{run_dir} has done its {steps} steps; give more with steps=...")
     remove_partial(run_dir)
-    (run_dir / "error.txt").unlink(missing_ok=True)
+    for name in ("error.txt", RENDEZVOUS_FILE):
+        (run_dir / name).unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        path = run_dir / name
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] < steps]
-            partial = run_dir / f"{name}{PARTIAL}"
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, path)
+        if (run_dir / name).exists():
+            _rewind(run_dir / name, steps)
     _write(plan, run_dir)
     return steps, checkpoint
+
+
+def _rewind(path: Path, steps: int) -> None:
+    """Keep the whole lines of steps before `steps` (a crash of the machine can leave a part of one)."""
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+        for line in lines:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if step < steps and line.endswith("\n"):
+                kept.write(line)
+    os.replace(partial, path)

@@ -58,6 +58,7 @@ class MasterLink:
         self.is_function: Callable[[str], bool] = lambda call: False
         self.on_free: Callable[[Free], None] = lambda message: None
         self.on_execute: Callable[[Execute], None] = lambda message: None
+        self.on_orphaned: Callable[[], None] = lambda: None
         self.overdue: Callable[[], Failed | None] = lambda: None
         self._streams: dict[str, queue.SimpleQueue[Feed | Drain]] = {}
         self._lock = threading.Lock()
@@ -204,6 +205,7 @@ class MasterLink:
             file=sys.stderr,
             flush=True,
         )
+        self.on_orphaned()
         leave(1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import zmq
 
 from realflow.planfile import Plan
 from realflow.runtime.assign import Cost
+from realflow.runtime.bootstrap import is_alone
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
 from realflow.runtime.core import (
     Abort,
@@ -35,6 +37,7 @@ from realflow.runtime.messages import (
     Begin,
     DispatchDone,
     Failed,
+    Halt,
     Hello,
     MessageError,
     Pong,
@@ -82,8 +85,10 @@ class Master:
         *,
         start_step: int = 0,
         costs: Mapping[str, Cost] | None = None,
+        started_by_rank_0: bool = False,
     ) -> None:
         self.plan = plan
+        self._outlives_rank_0 = started_by_rank_0
         self.core = Core(plan, start_step=start_step, costs=costs)
         self.files = files
         self.emit = emit
@@ -111,10 +116,11 @@ class Master:
         self._socket.linger = 2000
         self._socket.router_mandatory = False
         self._socket.sndhwm = self._socket.rcvhwm = 0
-        port = self._socket.bind_to_random_port("tcp://*")
+        address = local_address(is_alone(self.plan.cluster))
+        port = self._socket.bind_to_random_port(f"tcp://{address}")
         self._poller.register(self._socket, zmq.POLLIN)
         return Rendezvous(
-            f"tcp://{local_address()}:{port}",
+            f"tcp://{address}:{port}",
             public.decode(),
             worker_public.decode(),
             worker_secret.decode(),
@@ -124,6 +130,17 @@ class Master:
 
     def run(self) -> int:
         """Serve until the run has ended; returns the exit code."""
+        try:
+            code = self._serve()
+        except Exception:  # noqa: BLE001 - the master's edge: workers and people must hear of it
+            self._fail(f"the master failed:\n{traceback.format_exc()}")
+            for rank in self._hellos:
+                self._send(To(rank, Halt(True, "the master failed")))
+            code = 1
+        self._close()
+        return code
+
+    def _serve(self) -> int:
         parent = os.getppid()
         next_tick = 0.0
         while self.exit_code is None:
@@ -139,10 +156,17 @@ class Master:
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
-                if os.getppid() != parent and 0 not in self._pidfds and self.exit_code is None:
-                    self._fail("the process that started the master is gone")
-        self._close()
+                if os.getppid() != parent and self.exit_code is None:
+                    self._orphaned()
         return self.exit_code
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone, or rank 0 that started the master (then its death is what happened)."""
+        if 0 in self._pidfds and self._outlives_rank_0:
+            return
+        for rank in self._hellos:
+            self._send(To(rank, Halt(True, "the supervisor is gone")))
+        self._fail("the process that started the master is gone")
 
     def _receive(self) -> None:
         """Take every message that is there."""

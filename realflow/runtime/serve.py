@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ import zmq
 
 from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan
-from realflow.runtime.bootstrap import Identity, Mpi
+from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
 from realflow.runtime.core import with_record
+from realflow.runtime.directory import remove_partial
 from realflow.runtime.fields import Inputs
 from realflow.runtime.groups import make_groups
 from realflow.runtime.hosts import Hosts
@@ -42,12 +44,15 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._store = FieldStore()
         keys = identity.rendezvous
+        self._address = local_address(is_alone(plan.cluster))
         self._server = FieldServer(
-            self._store, self._context, keys.worker_public, keys.worker_secret, host=local_address()
+            self._store, self._context, keys.worker_public, keys.worker_secret, host=self._address
         )
         self._addresses: dict[int, str] = {}
         self._client = FieldClient(self._context, keys.worker_public, keys.worker_secret, self._addresses)
         self.link = MasterLink(self.rank, keys, self._context)
+        if mpi.rank == 0:
+            self.link.on_orphaned = partial(remove_partial, run_dir)
         self._mpi = mpi
 
     def start(self) -> None:
@@ -66,8 +71,8 @@ class Worker:
         self._join(device)
         groups = make_groups(self.plan)
         self.hosts = Hosts(self.plan, self.rank, device, groups, self._checkpoint)
-        if self.plan.graph.folder:  # the user's functions import what lies beside the graph
-            sys.path.insert(0, self.plan.graph.folder)
+        if self.plan.graph.folder:  # the user's functions import what lies beside the graph, also late;
+            sys.path.append(self.plan.graph.folder)  # last, so that it hides nothing
         data = make_data(self.plan, self.hosts, self.run_dir)
         self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
         self.models = ModelTasks(
@@ -85,10 +90,10 @@ class Worker:
     def _join(self, device: torch.device) -> None:
         """Join torch.distributed under the plan's ranks; the store's address travels over MPI."""
         size, first = self.identity.world_size, self._mpi.rank == 0
-        store = (
-            dist.TCPStore(local_address(), 0, size, is_master=True, wait_for_workers=False) if first else None
-        )
-        address = self._mpi.broadcast(f"{local_address()} {store.port}" if store else None)
+        store = None
+        if first:
+            store = dist.TCPStore(self._address, 0, size, is_master=True, wait_for_workers=False)
+        address = self._mpi.broadcast(f"{self._address} {store.port}" if store else None)
         if store is None:
             host, port = address.split()
             store = dist.TCPStore(host, int(port), size, is_master=False)

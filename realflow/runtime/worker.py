@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -39,8 +40,12 @@ def supervised(run_dir: Path, checkpoint: Path | None = None) -> int:
 
 def _with_master(plan: Plan, run_dir: Path) -> Start:
     prepare(plan, run_dir)
-    master, rendezvous = start_master(run_dir, plain=True)
-    return Start(rendezvous, stop=master.terminate)
+    try:
+        master = start_master(run_dir, events=False)
+    except InputError:
+        shutil.rmtree(run_dir)
+        raise
+    return Start(master.rendezvous, stop=master.process.terminate)
 
 
 def _left_by_supervisor() -> Start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from runs import execute, write_graph
 
 from realflow.api import plan
-from realflow.errors import RunError
+from realflow.errors import InputError, RunError
 from realflow.graph import load_graph
+from realflow.launch.local import supervise
 from realflow.planfile import write_plan
 
 SECONDS = 10.0
@@ -92,6 +94,49 @@ def test_kill(plan_file: Path, tmp_path: Path, victim: str, moment: Callable[[Pa
         assert "rank 1" in told or "rank 0" in told
         assert "start-up" in told if moment is at_start else "@" in told
     check_whole(run_dir)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_supervisor_leaves_nothing_behind(
+    plan_file: Path, tmp_path: Path, sign: signal.Signals
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "realflow", "run", str(plan_file), "--run-dir", str(run_dir), "--quiet"]
+    supervisor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: at_step(run_dir))
+    everyone = psutil.Process(supervisor.pid).children(recursive=True)
+    assert len(everyone) >= 4
+    if sign == signal.SIGTERM:
+        second = subprocess.run(
+            [*command[:4], "--resume", str(run_dir)], capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2 and "another realflow run is at work" in second.stderr
+    supervisor.send_signal(sign)
+    _, told = supervisor.communicate(timeout=30)
+    _, alive = psutil.wait_procs(everyone, timeout=SECONDS)
+    assert not alive
+    assert "Traceback" not in told
+    if sign != signal.SIGKILL:
+        assert supervisor.returncode == 1
+        check_whole(run_dir)
+
+
+def test_what_a_users_module_prints_is_no_event(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path)
+    module = tmp_path / "my_rewards.py"
+    module.write_text("print('hello from the rewards')\n" + module.read_text())
+    result = execute(graph, tmp_path / "run", 1, ("steps=1",))
+    assert len(result.metrics) == 1
+    assert "hello from the rewards" in (result.run_dir / "workers.log").read_text()
+
+
+def test_input_that_only_the_master_finds_wrong(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path)
+    made = plan(load_graph(graph), devices=1)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(InputError, match="model"):
+        supervise(made, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def check_whole(run_dir: Path) -> None:

@@ -30,7 +30,8 @@ def stopped_after_two(whole: Path, run_dir: Path) -> None:
     shutil.copytree(whole, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step-000004")
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run_dir / "metrics.jsonl").write_text("".join(lines[:3]))
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:3]) + '{"step": 3, "ti')
+    (run_dir / ".rendezvous").write_text("left over")
 
 
 def equal_weights(a: Path, b: Path, start: Path) -> None:
@@ -66,6 +67,15 @@ def test_a_damaged_checkpoint_is_refused(whole: tuple[Path, Path], tmp_path: Pat
     same = plan(load_graph(graph, ["steps=4"]), devices=1)
     with pytest.raises(InputError, match="damaged"):
         supervise(same, run_dir, quiet=True, resume=True)
+
+
+def test_another_data_order_is_refused(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, reference = whole
+    run_dir = tmp_path / "run"
+    stopped_after_two(reference, run_dir)
+    other = plan(load_graph(graph, ["steps=4", "samples=2", "minibatches=1"]), devices=1)
+    with pytest.raises(InputError, match="samples was 4 and is 2"):
+        supervise(other, run_dir, quiet=True, resume=True)
 
 
 def test_nothing_to_continue(whole: tuple[Path, Path], tmp_path: Path) -> None:
