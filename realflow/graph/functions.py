@@ -14,13 +14,10 @@ declaration is taken as a reward: TRL's `f(completions, **columns)` or verl's
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import Parameter
 from pathlib import Path
@@ -28,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from realflow.errors import InputError, Problem
 from realflow.graph.builtins import BUILTINS
+from realflow.graph.modules import import_user_module
 from realflow.graph.schema import NAME, nearest
 from realflow.graph.types import EXTENTS, FieldUse, FunctionDecl, Kind, Scope
 
@@ -73,7 +71,7 @@ def declaration(of: Callable[..., Any]) -> FunctionDecl | None:
 def resolve(use: str, folder: Path | None = None) -> FunctionDecl:
     """The declaration of what a graph calls `use`: a built-in, or `package.module:function`.
 
-    User functions are imported, with `folder` (that of the graph file) on the import path.
+    User functions are imported: from a file in `folder` (that of the graph file) where there is one.
     Raises InputError for an unknown name, a failing import, or a signature that cannot be called.
     """
     if use in BUILTINS:
@@ -97,13 +95,12 @@ def load_function(use: str, folder: Path | None = None) -> Callable[..., Any]:
             f"{use!r} is not a function's name; expected package.module:function, such as rewards:exact"
         )
     module_name, _, name = use.partition(":")
-    with _importable(folder):
-        try:
-            module = importlib.import_module(module_name)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # a user's module may raise anything
-            raise InputError(f"{use}: importing {module_name} failed: {_cause(error)}") from error
+    try:
+        module = import_user_module(module_name, folder)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise InputError(f"{use}: importing {module_name} failed: {_cause(error)}") from error
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(
@@ -115,27 +112,15 @@ def load_function(use: str, folder: Path | None = None) -> Callable[..., Any]:
     return of
 
 
-@contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """`folder` at the head of the import path."""
-    if folder is None:
-        yield
-        return
-    importlib.invalidate_caches()
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
 def _cause(error: BaseException) -> str:
     """The error's type and message, and the line of the user's that raised it."""
+    here = str(Path(__file__).parent)
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and str(Path(frame.filename).parent) != here
     ]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
 
 

@@ -174,6 +174,82 @@ def test_user_functions_are_imported_from_the_graphs_folder(folder: Path) -> Non
     assert load_function("room_of_rewards:exact", folder)(["a"], ["b"]) == [1.0]
 
 
+def test_two_graphs_with_modules_of_one_name(tmp_path: Path) -> None:
+    """Their own modules, and the modules that these import, at import and at call time."""
+    for side, reads in (("a", "answer"), ("b", "target, *, scale=1.0")):
+        room = tmp_path / side
+        room.mkdir()
+        (room / "my_helpers.py").write_text(f"SIDE = {side!r}\n")
+        (room / "my_later.py").write_text(f"SIDE = {side!r}\n")
+        (room / "my_rewards.py").write_text(
+            "from dataclasses import dataclass\nfrom my_helpers import SIDE\n"
+            f"@dataclass\nclass Row:\n    a: 'int'\n"
+            f"def exact(completions, {reads}):\n    import my_later\n    return SIDE + my_later.SIDE\n"
+        )
+    one, other = (resolve("my_rewards:exact", tmp_path / side) for side in "ab")
+    assert set(uses(one)) == {"completions", "answer"}
+    assert (set(uses(other)), other.options) == ({"completions", "target"}, {"scale": 1.0})
+    for side in "ab":  # as in a worker: the graph's folder ends the path
+        sys.path.append(str(tmp_path / side))
+        try:
+            of = load_function("my_rewards:exact", tmp_path / side)
+            assert of([], None) == side * 2
+            assert load_function("my_rewards:exact", tmp_path / side) is of
+        finally:
+            sys.path.remove(str(tmp_path / side))
+            sys.modules.pop("my_later", None)
+
+
+def test_an_edited_file_is_read_afresh(tmp_path: Path) -> None:
+    module, helper = tmp_path / "edited_rewards.py", tmp_path / "edited_helper.py"
+    helper.write_text("NUMBER = 1\n")
+    module.write_text("from edited_helper import NUMBER\ndef f(completions): return NUMBER + 1\n")
+    assert load_function("edited_rewards:f", tmp_path)([]) == 2
+    module.write_text(
+        "from edited_helper import NUMBER\ndef f(completions): return NUMBER + 2\n"
+    )  # same size
+    assert load_function("edited_rewards:f", tmp_path)([]) == 3
+    helper.write_text("NUMBER = 100\n")
+    assert load_function("edited_rewards:f", tmp_path)([]) == 102
+
+
+def test_files_beside_the_graph_shadow_nothing(tmp_path: Path) -> None:
+    import random
+
+    (tmp_path / "random.py").write_text("def f(completions): return 'mine'\n")
+    (tmp_path / "colorsys.py").write_text("raise KeyError('shadowed')\n")
+    (tmp_path / "draws_rewards.py").write_text(
+        "import colorsys, random\n"
+        "def f(completions): return random.random() < 1 and bool(colorsys.rgb_to_hls)\n"
+    )
+    sys.modules.pop("colorsys", None)
+    assert load_function("draws_rewards:f", tmp_path)([]) is True
+    assert load_function("random:f", tmp_path)([]) == "mine"
+    assert sys.modules["random"] is random
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["package", "folder"])
+def test_packages_beside_the_graph(tmp_path: Path, init: bool) -> None:
+    room = tmp_path / "my_room"
+    room.mkdir()
+    if init:
+        (room / "__init__.py").write_text("WORD = 'init'\n")
+    (room / "words.py").write_text("WORD = 'word'\n")
+    (room / "rewards.py").write_text("from .words import WORD\ndef f(completions): return WORD\n")
+    assert load_function("my_room.rewards:f", tmp_path)([]) == "word"
+    (room / "words.py").write_text("WORD = 'other word'\n")
+    assert load_function("my_room.rewards:f", tmp_path)([]) == "other word"
+
+
+def test_installed_packages_are_imported_by_their_own_name() -> None:
+    """Also where the graph's folder is the one that they are installed from."""
+    from realflow.graph.functions import declare as same
+
+    root = Path(__file__).resolve().parents[2]
+    assert load_function("json:dumps", root).__module__ == "json"
+    assert load_function("realflow.graph.functions:declare", root) is same
+
+
 @pytest.mark.parametrize(
     ("use", "part"),
     [
