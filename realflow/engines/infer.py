@@ -9,7 +9,7 @@ import torch
 from realflow.data.batch import Batch
 from realflow.errors import InputError
 from realflow.models.causal import CausalModel
-from realflow.models.logprobs import TokenStats, token_stats
+from realflow.models.logprobs import TokenStats, token_logprobs, token_stats
 
 
 def scored_tokens(batch: Batch) -> torch.Tensor:
@@ -29,13 +29,20 @@ def score(model: CausalModel, batch: Batch, places: torch.Tensor, temperature: f
 
     The head is computed for these rows only. Differentiable where gradients are enabled.
     """
+    rows, targets = _predictions(model, batch, places, temperature)
+    return token_stats(rows, model.head.weight, targets, temperature=temperature)
+
+
+def _predictions(
+    model: CausalModel, batch: Batch, places: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states [R, H] that predict the tokens at `places`, and these tokens [R]."""
     if temperature <= 0:
         raise InputError(f"temperature {temperature}: log probabilities need one above 0 (greedy has none)")
     tokens = batch.fields["tokens"].to(model.device)
     hidden = model.hidden(tokens, batch.positions, batch.cu_seqlens)
     places = places.to(model.device)
-    rows = hidden.index_select(0, places - 1)
-    return token_stats(rows, model.head.weight, tokens[places], temperature=temperature)
+    return hidden.index_select(0, places - 1), tokens[places]
 
 
 @torch.no_grad()
@@ -51,8 +58,9 @@ def infer_logprobs(
     results: list[torch.Tensor] = []
     for batch in micro_batches:
         places = scored_tokens(batch)
-        stats = score(model, batch, places, temperature).logprobs.cpu()
-        packed = stats.new_zeros(int(batch.lengths.sum()))
-        packed[places] = stats
+        rows, targets = _predictions(model, batch, places, temperature)
+        found = token_logprobs(rows, model.head.weight, targets, temperature=temperature).cpu()
+        packed = found.new_zeros(int(batch.lengths.sum()))
+        packed[places] = found
         results.extend(packed.split(batch.lengths.tolist()))
     return results

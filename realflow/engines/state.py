@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,16 +9,20 @@ from safetensors.torch import save_file
 
 from realflow.engines.train import MasterState, TrainEngine
 from realflow.errors import InputError
+from realflow.files import beside, file_digest
+
+__all__ = ["file_digest", "load_state", "save_state"]
 
 
 def save_state(engine: TrainEngine, directory: Path, rank: int, size: int) -> Path:
-    """Write this rank's masters and optimizer moments; returns the file."""
+    """Write this rank's masters and optimizer moments; returns the file, whole or not there at all."""
     state = engine.master_state()
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"shard-{rank:05d}-of-{size:05d}.safetensors"
     facts = {"digest": state.digest, "start": state.start, "stop": state.stop, "version": state.version}
     tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-    save_file(tensors, path, metadata={name: str(value) for name, value in facts.items()})
+    with beside(path) as partial:
+        save_file(tensors, partial, metadata={name: str(value) for name, value in facts.items()})
     return path
 
 
@@ -43,9 +46,3 @@ def load_state(engine: TrainEngine, directory: Path) -> None:
     if not states:
         raise InputError(f"training state {directory}: no shard-*.safetensors is there")
     engine.load_master_state(states)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

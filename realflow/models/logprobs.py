@@ -54,6 +54,24 @@ def token_stats(
     return TokenStats(*_TokenStats.apply(rows, weight, targets, temperature, keep_bytes))
 
 
+@torch.no_grad()
+def token_logprobs(
+    rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, temperature: float = 1.0
+) -> torch.Tensor:
+    """The log probabilities of `token_stats`, bit for bit, without entropies and without gradients."""
+    assert temperature > 0, temperature
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    logprobs = rows.new_empty(len(rows), dtype=wide)
+    for start in range(0, len(rows), PRODUCT_ROWS):
+        part = slice(start, min(start + PRODUCT_ROWS, len(rows)))
+        logits = torch.mm(rows[part], weight.t())
+        for block in _blocks(part, len(weight)):
+            z = logits[block.start - start : block.stop - start].to(wide, copy=True)
+            target, top, weights = _exponentials(z, targets[block], temperature)
+            logprobs[block] = target - (top + weights.sum(1).log())
+    return logprobs
+
+
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -129,15 +147,21 @@ def _block_stats(
     z: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log probability, entropy and log sum exp of a block of raw logits, which is overwritten."""
-    if temperature != 1.0:
-        z.div_(temperature)
-    target = z.gather(1, targets[:, None])[:, 0]
-    top = z.amax(1)
-    weights = torch.sub(z, top[:, None]).exp_()
+    target, top, weights = _exponentials(z, targets, temperature)
     total = weights.sum(1)
     mean = torch.linalg.vecdot(weights, z) / total  # sum of p z
     norm = top + total.log()
     return target - norm, norm - mean, norm
+
+
+def _exponentials(
+    z: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The target's logit, the maximum, and exp(z - maximum), of raw logits that are scaled in place."""
+    if temperature != 1.0:
+        z.div_(temperature)
+    top = z.amax(1)
+    return z.gather(1, targets[:, None])[:, 0], top, torch.sub(z, top[:, None]).exp_()
 
 
 def _block_gradient(

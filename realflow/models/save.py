@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,18 +12,19 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from realflow.errors import InputError
+from realflow.files import file_digest, sync
 from realflow.models.causal import CausalModel
 
 CHECKSUMS = "checksums.json"
 
 
-def save_model(model: CausalModel, tokenizer: Any, directory: Path) -> None:
+def save_model(model: CausalModel, tokenizer: Any, directory: Path) -> dict[str, str]:
     """Save the compute weights and the tokenizer (None: no tokenizer) as `directory`.
 
     Everything is written beside it and renamed into place at the end, so that the directory is
-    either whole or absent; one that exists is replaced. `checksums.json` holds the sha256 of each
-    file. (Float32 masters belong to the training state, not here.)
+    either whole or absent; one that exists is replaced. Returns the sha256 of each file by its name;
+    `checksums.json` holds them too, but for its own. (Float32 masters belong to the training state, not
+    here.)
     """
     directory = Path(directory)
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
@@ -38,13 +38,16 @@ def save_model(model: CausalModel, tokenizer: Any, directory: Path) -> None:
         assert any(partial.glob("*.safetensors")), "save_pretrained wrote no weights"
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        sums = {file.name: file_digest(file) for file in sorted(partial.iterdir())}
         (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+        sums[CHECKSUMS] = file_digest(partial / CHECKSUMS)
         for file in partial.iterdir():
-            _sync(file)
+            sync(file)
+        sync(partial)
         replace_directory(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return sums
 
 
 @contextmanager
@@ -68,31 +71,4 @@ def replace_directory(new: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         new.rename(target)
-    _sync(target.parent)
-
-
-def verify_checkpoint(directory: Path) -> None:
-    """Raise InputError where a file of a saved checkpoint is missing or has changed."""
-    listing = Path(directory) / CHECKSUMS
-    if not listing.is_file():
-        raise InputError(f"checkpoint {directory}: {CHECKSUMS} is missing; the checkpoint is incomplete")
-    for name, expected in json.loads(listing.read_text()).items():
-        file = Path(directory) / name
-        if not file.is_file():
-            raise InputError(f"checkpoint {directory}: {name} is missing")
-        if _sha256(file) != expected:
-            raise InputError(f"checkpoint {directory}: {name} is damaged (its checksum differs)")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file's or directory's content is on disk before it counts."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)

@@ -15,6 +15,7 @@ from realflow.algorithms.terms import LossTerms
 from realflow.data.batch import Batch, pack
 from realflow.engines.infer import infer_logprobs, score, scored_tokens
 from realflow.engines.optimizer import FlatAdamW, check_spec, learning_rate
+from realflow.engines.state import save_state
 from realflow.engines.train import MasterState, TrainEngine
 from realflow.errors import InputError, RunError
 from realflow.graph.types import OptimizerSpec
@@ -258,3 +259,30 @@ def test_inference_equals_hugging_face(tmp_path: Path, dtype: str, tolerance: fl
             expected[: 2 if masked else 1] = 0
             torch.testing.assert_close(values, expected, rtol=0, atol=tolerance)
             assert not values.requires_grad
+
+
+def test_inference_and_training_say_the_same_bit_for_bit(model: CausalModel) -> None:
+    """So that the ratio of the first optimizer step is 1 exactly."""
+    one = batch()
+    places = scored_tokens(one)
+    with torch.no_grad():
+        expected = score(model, one, places, 0.7).logprobs
+    assert torch.equal(torch.cat(infer_logprobs(model, [one], 0.7))[places], expected)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(
+    model: CausalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TrainEngine(model, OptimizerSpec())
+    path = save_state(engine, tmp_path / "state", 0, 1)
+    before = path.read_bytes()
+
+    def fails(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("realflow.engines.state.save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(engine, tmp_path / "state", 0, 1)
+    assert [file.name for file in (tmp_path / "state").iterdir()] == [path.name]
+    assert path.read_bytes() == before
