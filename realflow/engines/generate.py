@@ -103,11 +103,6 @@ class NativeEngine:
         """Whether samples are queued or running."""
         return bool(self._slots.queue or self._slots.running)
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the KV cache when it is allocated."""
-        return self._shape.bytes(self._dtype)
-
     def feed(self, prompts: Iterable[Prompt]) -> None:
         """Queue prompts. Raises InputError, listing every bad prompt, and then queues none."""
         prompts = list(prompts)
@@ -157,12 +152,6 @@ class NativeEngine:
         a sample may have ended in the meantime."""
         ended = self._slots.remove(None if sample_ids is None else set(sample_ids))
         return [sample.finished("abort", self._stops, self._logprob_dtype) for sample in ended]
-
-    def free_cache(self) -> None:
-        """Give the KV cache's memory back; the next step allocates it again. Only while not running."""
-        assert not self._slots.running, "the cache of running samples cannot be freed"
-        self._cache = None
-        self._slots.forget_prefixes()
 
     @property
     def _logprob_dtype(self) -> torch.dtype:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
+
 from realflow.engines.decode import Prefix
 from realflow.engines.kv_cache import KVCache
 from realflow.engines.samples import Sample
@@ -18,7 +20,8 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.queue: deque[Sample] = deque()
         self.slots: list[Sample | None] = [None] * count
-        self._prefixes: list[tuple[int, ...]] = [()] * count  # whose keys and values a slot holds
+        # Row by row, the tokens whose keys and values a slot holds; -1 after their end.
+        self._prefixes = np.full((count, 64), -1, dtype=np.int64)
 
     @property
     def running(self) -> list[Sample]:
@@ -27,7 +30,7 @@ class Slots:
 
     def forget_prefixes(self) -> None:
         """Copy nothing from the cache any more: the weights or the cache have changed."""
-        self._prefixes = [()] * len(self.slots)
+        self._prefixes.fill(-1)
 
     def remove(self, ids: set[int] | None) -> list[Sample]:
         """Take samples (all, for None) out of slots and queue."""
@@ -52,7 +55,8 @@ class Slots:
             if not self.queue:
                 break
             tokens = self.queue[0].prompt.tokens[:-1]
-            source, common = self._holder(tokens, slot)
+            prefix = np.array(tokens, dtype=np.int64)
+            source, common = self._holder(prefix, slot)
             rest = tokens[common:]
             if rest and fresh and len(rest) > budget:
                 break
@@ -67,24 +71,28 @@ class Slots:
             if rest:
                 fresh[slot] = Prefix(slot, rest, common)
                 budget -= len(rest)
-            self._prefixes[slot] = tokens
+            self._prefixes[slot] = -1
+            self._prefixes[slot, : len(prefix)] = prefix
             sample = self.queue.popleft()
             self.slots[slot] = sample
             admitted.append(sample)
         return admitted, list(fresh.values())
 
-    def _holder(self, prefix: tuple[int, ...], slot: int) -> tuple[int, int]:
+    def _holder(self, prefix: np.ndarray, slot: int) -> tuple[int, int]:
         """The slot that holds the most of a prefix from its begin, best `slot` itself, and how many tokens.
 
         Fewer tokens than `_WORTH_COPYING` count as none unless they are the whole prefix.
         """
-        best, most = slot, _common(self._prefixes[slot], prefix)
-        for other, held in enumerate(self._prefixes):
-            if most == len(prefix):
-                return best, most
-            if (common := _common(held, prefix)) > most:
-                best, most = other, common
-        return (best, most) if most >= _WORTH_COPYING or most == len(prefix) else (slot, 0)
+        size = len(prefix)
+        if (width := self._prefixes.shape[1]) <= size:  # a column of -1 remains, wherever a prefix ends
+            room = ((0, 0), (0, max(width, size + 1 - width)))
+            self._prefixes = np.pad(self._prefixes, room, constant_values=-1)
+        differs = np.ones((len(self.slots), size + 1), dtype=bool)
+        np.not_equal(self._prefixes[:, :size], prefix, out=differs[:, :size])
+        common = differs.argmax(1)
+        best = slot if common[slot] == common.max() else int(common.argmax())
+        most = int(common[best])
+        return (best, most) if most >= _WORTH_COPYING or most == size else (slot, 0)
 
     def close_gaps(self, cache: KVCache) -> None:
         """Make the running samples occupy the lowest slots, so that a pass reads one slice of the cache.
@@ -104,11 +112,3 @@ class Slots:
             cache.copy(high, low, moved.length - 1)
             self.slots[low], self.slots[high] = moved, None
             self._prefixes[low] = self._prefixes[high]
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences have in common at the begin."""
-    if one == other:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
