@@ -182,27 +182,29 @@ def verify(part: Schedule, rank: int, group: dist.ProcessGroup | None, read: Sha
     parameter and ranks where the bytes differ.
     """
     sums: dict[tuple[int, int], list[int]] = {}
+    devices: dict[tuple[int, int], torch.device] = {}  # a group of NCCL carries nothing from the CPU
     for transfer in part.transfers:
         if rank in (transfer.source, transfer.destination):
             held = read if transfer.source == rank else write
-            found = checksum(_view(transfer.name, transfer.box, held, part, rank))
-            sums.setdefault((transfer.source, transfer.destination), []).append(found)
+            view, pair = _view(transfer.name, transfer.box, held, part, rank), transfer.pair
+            sums.setdefault(pair, []).append(checksum(view))
+            devices[pair] = view.device
     theirs: dict[tuple[int, int], torch.Tensor] = {}
     works: list[dist.Work | None] = []
     mine: list[torch.Tensor] = []  # kept until all is sent
     for pair in sorted(sums):
         if pair[0] == rank:
-            mine.append(torch.tensor(sums[pair], dtype=torch.int64))
+            mine.append(torch.tensor(sums[pair], dtype=torch.int64, device=devices[pair]))
             works.append(dist.isend(mine[-1], pair[1], group=group))
         else:
-            theirs[pair] = torch.empty(len(sums[pair]), dtype=torch.int64)
+            theirs[pair] = torch.empty(len(sums[pair]), dtype=torch.int64, device=devices[pair])
             works.append(dist.irecv(theirs[pair], pair[0], group=group))
     for work in works:
         assert work is not None, "this rank is outside the process group"
         work.wait()
     checked = 0
     for pair, expected in theirs.items():
-        pieces = [t for t in part.transfers if (t.source, t.destination) == pair]
+        pieces = [t for t in part.transfers if t.pair == pair]
         for transfer, there, here in zip(pieces, expected.tolist(), sums[pair], strict=True):
             _compare(transfer, there, here)
             checked += 1

@@ -47,6 +47,11 @@ class Transfer:
     source: int
     destination: int
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Who sends to whom."""
+        return self.source, self.destination
+
 
 @dataclass(frozen=True)
 class Schedule:
