@@ -13,12 +13,16 @@ from realflow.data.batch import unpack
 from realflow.graph.schema import shown
 from realflow.graph.types import Dtype, FieldUse
 
+JSON_DEPTH = 32
+"""How deep lists and dicts may be nested."""
+
 EXPECTED: Mapping[Dtype, str] = {
-    "int": "a whole number",
+    "int": "a whole number of 64 bits",
     "float": "a finite number",
     "bool": "true or false",
     "text": "text",
-    "any": "a JSON value",
+    "any": "a JSON value (null, bool, 64-bit int, float, text, list, or dict with text keys, at most "
+    f"{JSON_DEPTH} deep)",
 }
 
 
@@ -38,11 +42,11 @@ def plain(value: Any, dtype: Dtype) -> Any:
         value = value.item()
     if dtype == "float" and isinstance(value, Real):
         return float(value)
-    if dtype == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+    if dtype == "int" and isinstance(value, Integral) and not isinstance(value, bool) and _fits(int(value)):
         return int(value)
     if dtype == "bool" and isinstance(value, bool):
         return value
-    if (dtype == "text" and isinstance(value, str)) or (dtype == "any" and _is_json(value)):
+    if (dtype == "text" and isinstance(value, str)) or (dtype == "any" and is_json(value)):
         return value
     raise BadValue(f"{shown(value)} ({type(value).__name__}); expected {EXPECTED[dtype]}")
 
@@ -111,9 +115,21 @@ def _token_field(use: FieldUse, value: Any, lengths: Sequence[int]) -> list[torc
     return parts
 
 
-def _is_json(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_json(entry) for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_json(entry) for entry in value)
-    return value is None or isinstance(value, str | bool | int | float)
+def _fits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def is_json(value: Any, depth: int = JSON_DEPTH) -> bool:
+    """Whether a value survives the way to another worker (as msgpack) unchanged."""
+    match value:
+        case None | bool() | float() | str():
+            return True
+        case int():
+            return -(2**63) <= value < 2**64
+        case list():
+            return depth > 0 and all(is_json(item, depth - 1) for item in value)
+        case dict():
+            return depth > 0 and all(
+                isinstance(key, str) and is_json(item, depth - 1) for key, item in value.items()
+            )
+    return False

@@ -41,7 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     """No test of this file can start processes: both doors lead here."""
     seen = Launched()
 
-    def supervise(plan: Plan, run_dir: Path, *, quiet: bool = False) -> object:
+    def supervise(plan: Plan, run_dir: Path, *, quiet: bool = False, restarts: int = 0) -> object:
         seen.calls.append((plan, run_dir, quiet))
         if seen.error is not None:
             raise seen.error
