@@ -20,9 +20,8 @@ LOGIT_ROWS = 1024
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the graph does not say: the tokens of a prompt, and of an idle worker process in bytes."""
+    """What the graph does not say: the bytes of an idle worker process."""
 
-    prompt_tokens: int = 512
     process_bytes: int = 600 << 20
 
 
@@ -52,8 +51,10 @@ def rank_memory(
                 stays["optimizer"] += optimizer
                 stays["gradients"] += gradients
             if call.op == "generate":
-                stays["kv_cache"] += kv_bytes(card, dtype, call, calls[call.name].slots, assume)
-            passing = passing_bytes(graph, call, calls[call.name], card, dtype, assume)
+                stays["kv_cache"] += kv_bytes(
+                    card, dtype, call, calls[call.name].slots, graph.data.prompt_tokens
+                )
+            passing = passing_bytes(graph, call, calls[call.name], card, dtype)
             if sum(passing.values()) > sum(worst.values()):
                 worst = passing
         memory[rank] = {cause: size for cause, size in {**stays, **worst}.items() if size}
@@ -69,21 +70,19 @@ def training_bytes(card: Card, dtype: str, dp: int) -> tuple[int, int]:
     return -(-3 * size * card.size // dp), size * card.size
 
 
-def kv_bytes(card: Card, dtype: str, call: Call, slots: int, assume: Assumptions) -> int:
+def kv_bytes(card: Card, dtype: str, call: Call, slots: int, prompt_tokens: int) -> int:
     """Bytes of a generate call's KV cache: keys and values of every slot at its full length."""
-    length = sequence_tokens(card, call, assume)
+    length = sequence_tokens(card, call, prompt_tokens)
     return 2 * card.layers * card.kv_heads * card.head_dim * ITEMSIZE[dtype] * slots * length
 
 
-def sequence_tokens(card: Card, call: Call, assume: Assumptions) -> int:
-    """The longest sequence that a call may see, in tokens."""
+def sequence_tokens(card: Card, call: Call, prompt_tokens: int) -> int:
+    """The longest sequence that a call may see, in tokens: the longest prompt, and its response."""
     new = call.sampling.max_new_tokens if call.sampling else 0
-    return min(card.max_positions, assume.prompt_tokens + new)
+    return min(card.max_positions, prompt_tokens + new)
 
 
-def passing_bytes(
-    graph: Graph, call: Call, plan: CallPlan, card: Card, dtype: str, assume: Assumptions
-) -> dict[str, int]:
+def passing_bytes(graph: Graph, call: Call, plan: CallPlan, card: Card, dtype: str) -> dict[str, int]:
     """Bytes of activations and logits while a call runs.
 
     A training token keeps, for each layer, its residual, two norms, q, k, v and the attention's
@@ -92,7 +91,7 @@ def passing_bytes(
     """
     item = ITEMSIZE[dtype]
     generate = next((other for other in graph.calls if other.op == "generate"), call)
-    longest = sequence_tokens(card, generate, assume)
+    longest = sequence_tokens(card, generate, graph.data.prompt_tokens)
     samples = -(-graph.prompts * graph.samples // plan.layout.dp)
     tokens = min(max(plan.micro_batch_tokens, longest), samples * longest)
     attention = (2 * card.heads + 2 * card.kv_heads) * card.head_dim

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner import EVERY, Assumptions, local_cluster, make_plan, read_cluster
+from planner import EVERY, local_cluster, make_plan, read_cluster
 from realflow.errors import InputError, Problem, RunError
 from realflow.graph import Graph, find_graph
 from realflow.graph import load_graph as _load
@@ -52,7 +52,6 @@ def plan(
     overrides: Sequence[str] = (),
     micro_batch_tokens: int = 4096,
     slots: int | None = None,
-    prompt_tokens: int | None = None,
 ) -> Plan:
     """Plan a graph on this machine (`devices` of it) or on a cluster.
 
@@ -76,7 +75,6 @@ def plan(
         _cards(graph),
         micro_batch_tokens=micro_batch_tokens,
         slots=slots,
-        assume=Assumptions() if prompt_tokens is None else Assumptions(prompt_tokens=prompt_tokens),
     )
 
 

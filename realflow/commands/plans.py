@@ -35,12 +35,6 @@ def add_commands(add: AddCommand) -> None:
         metavar="N",
         help="sequences that a replica decodes at once (default: at most 64)",
     )
-    plan.add_argument(
-        "--prompt-tokens",
-        type=int,
-        metavar="N",
-        help="longest prompt that memory is estimated for (default: 512)",
-    )
     explain = add("explain", run_explain, "check a plan file and show it", "realflow explain plan.yaml")
     explain.add_argument("plan", metavar="PLAN", help="path of a plan file")
 
@@ -55,7 +49,6 @@ def run_plan(args: argparse.Namespace) -> None:
         overrides=args.overrides,
         micro_batch_tokens=args.micro_batch_tokens,
         slots=args.slots,
-        prompt_tokens=args.prompt_tokens,
     )
     if args.output is None:
         print(plan_to_yaml(plan), end="")

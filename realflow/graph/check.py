@@ -63,6 +63,7 @@ def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
         calls = {name: _with_temperature(call, calls, origins) for name, call in calls.items()}
     _check_periods(calls, columns, report)
     _check_sampling(calls, report)
+    _check_prompts(calls, columns, data, complete, report)
     return Wiring(tuple(calls[name] for name in order or calls), columns)
 
 
@@ -282,6 +283,27 @@ def _check_sampling(calls: Mapping[str, Call], report: Report) -> None:
                 "it recomputes over the whole vocabulary cannot match; use a temperature above 0, "
                 "top_k 0 and top_p 1",
             )
+
+
+def _check_prompts(
+    calls: Mapping[str, Call], columns: Mapping[str, Column], data: DataSpec, complete: bool, report: Report
+) -> None:
+    """Prompts come from the data; their limit is of use where something is tokenized."""
+    rollouts = [call for call in calls.values() if call.op == "generate"]
+    for call in rollouts:
+        for name in call.reads.values():
+            if name in columns and columns[name].writer != DATA:
+                report.add(
+                    ("calls", call.name),
+                    f"reads the prompt {name!r}, which call {columns[name].writer} writes; "
+                    f"prompts are read from the data: name a field of data.fields ({', '.join(data.fields)})",
+                )
+    if data.max_length is not None and data.tokenize is None and not rollouts and complete:
+        report.add(
+            (DATA, "max_length"),
+            "limits tokens of the data, but no call generates and the data is not tokenized; "
+            "set 'tokenize' to a model or remove it",
+        )
 
 
 def _check_periods(calls: Mapping[str, Call], columns: Mapping[str, Column], report: Report) -> None:

@@ -153,11 +153,10 @@ def _check_data(section: Section, spec: DataSpec) -> None:
             "a split needs 'unique': the column whose equal values stay on one side of it", "split"
         )
     if spec.tokenize is None:
-        for key in ("max_length", "chat"):
-            if key in section:
-                section.problem(
-                    f"{key!r} is for data that is tokenized; set 'tokenize' to a model or remove it", key
-                )
+        if "chat" in section:
+            section.problem(
+                "'chat' is for data that is tokenized; set 'tokenize' to a model or remove it", "chat"
+            )
         return
     for name in ("prompt", "completion"):
         if name not in spec.fields and "fields" in section:

@@ -20,6 +20,9 @@ Kind = Literal["function", "loss", "output", "reward"]
 
 EXTENTS: tuple[Extent, ...] = ("prompt", "sample", "token")  # coarse to fine
 
+PROMPT_TOKENS = 1024
+"""Tokens of the longest prompt, where the data section sets no `max_length`."""
+
 
 @dataclass(frozen=True)
 class FieldUse:
@@ -116,8 +119,10 @@ class DataSpec:
 
     `fields` maps a graph field to a column of the source. With `tokenize` (a model's name) the
     data itself writes `tokens` and `loss_mask` from `prompt` and `completion`, in the chat template
-    of that model where `chat` is true and it has one. `split` keeps the distinct values of the
-    column `unique` apart: `test` is the held-out fraction, `use` train or test.
+    of that model where `chat` is true and it has one. `max_length` is in tokens: of a prompt that
+    is generated from (a longer one is an error) and of a tokenized pair (a longer one is cut).
+    `split` keeps the distinct values of the column `unique` apart: `test` is the held-out fraction,
+    `use` train or test.
     """
 
     source: str
@@ -134,6 +139,11 @@ class DataSpec:
     use: Literal["train", "test"] = "train"
     batch: Amount | None = None
     chat: bool = True
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that a generate call takes: what plan and runtime count with."""
+        return PROMPT_TOKENS if self.max_length is None else self.max_length
 
 
 @dataclass(frozen=True)

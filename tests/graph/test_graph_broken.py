@@ -147,7 +147,7 @@ BROKEN = [
     ("task: chain_sum", "task: chain_sum\n  split: {use: train}", "'test' is missing", 12),
     ("task: chain_sum", "task: chain_sum\n  unique: question\n  split: {test: 1}", "a fraction from 0 up to", 13),
     ("task: chain_sum", "task: chain_sum\n  unique: question\n  split: {test: 0, use: test}", "set 'test' above 0", 13),
-    ("task: chain_sum", "task: chain_sum\n  max_length: 5", "is for data that is tokenized", 12),
+    ("task: chain_sum", "task: chain_sum\n  chat: false", "is for data that is tokenized", 12),
     ("task: chain_sum", "task: chain_sum\n  tokenize: actor", "'tokenize' needs the field 'completion'", 12),
     ("task: chain_sum", "task: chain_sum\n  batch: 8 prompts", "remove 'batch' here", 12),
     ("task: chain_sum", "task: chain_sum\n  sise: 8", "did you mean 'size'?", 12),

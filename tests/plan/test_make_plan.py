@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner import Assumptions, local_cluster, make_plan, parse_layouts, read_cluster
+from planner import local_cluster, make_plan, parse_layouts, read_cluster
 from planner.memory import kv_bytes, training_bytes
 from realflow.errors import InputError
 from realflow.graph import find_graph, load_graph
@@ -71,8 +71,8 @@ def test_memory_formulas(small_card: Card) -> None:
     assert training_bytes(small_card, "float64", 1) == (24 * size, 8 * size)
     # keys and values x layers x kv heads x head_dim x 2 bytes x slots x tokens (64 at most)
     rollout = GRPO.call("rollout")
-    assert kv_bytes(small_card, "bfloat16", rollout, 3, Assumptions()) == 2 * 2 * 2 * 4 * 2 * 3 * 64
-    assert kv_bytes(small_card, "bfloat16", rollout, 3, Assumptions(prompt_tokens=10)) == 64 * 3 * (10 + 16)
+    assert kv_bytes(small_card, "bfloat16", rollout, 3, 1024) == 2 * 2 * 2 * 4 * 2 * 3 * 64
+    assert kv_bytes(small_card, "bfloat16", rollout, 3, 10) == 64 * 3 * (10 + 16)
 
 
 def test_too_little_memory_is_a_note(small_card: Card) -> None:
