@@ -70,18 +70,18 @@ def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[s
     """`(model, source, destination, ranks that lack the weights)` for every move of a step.
 
     The training ranks hold the new weights after an optimizer step. The first call, in the
-    graph's order, that runs a trained model on a rank without them needs them moved there.
+    graph's order, that runs a trained model on a rank without them needs them moved there. A periodic
+    call saves a later one the move only where it runs whenever that one does.
     """
     needed = []
     for model, train in graph.trained().items():
-        fresh = set(calls[train.name].ranks)
-        for call in graph.calls:
-            if call.model != model or call.name == train.name:
-                continue
+        users = [call for call in graph.calls if call.model == model and call.name != train.name]
+        for index, call in enumerate(users):
+            before = [other for other in users[:index] if (call.every or 1) % (other.every or 1) == 0]
+            fresh = {rank for other in (train, *before) for rank in calls[other.name].ranks}
             missing = set(calls[call.name].ranks) - fresh
             if missing:
                 needed.append((model, train.name, call.name, len(missing)))
-            fresh |= missing
     return needed
 
 

@@ -5,11 +5,13 @@ go out: `To(rank, message)` for a worker, `StepDone`, `Saved`, `Finished`, `Abor
 same events in the same order give the same instructions, so that a recorded run can be replayed.
 
 Rules, in the order in which they are applied:
-- step k opens when fewer than 1 + max_staleness steps are open, and when all weights that its
-  calls use are at most that many train dispatches old;
+- step k opens when fewer than 1 + max_staleness steps are open;
+- a call of a trained model starts when at most max_staleness of the train dispatches that are due in
+  earlier steps are not done;
 - a call gets a unit (sample, group, batch) as soon as all its inputs are there; a train call also
   waits for every other call of its model in that step;
-- before a call of a trained model runs elsewhere, the new weights are reallocated to it;
+- before a call of a trained model runs, the new weights are copied to those of its ranks that lack
+  them, from all that have them;
 - every ordered message carries a number that grows; each rank executes in that order;
 - a field is freed when the last call that reads it has finished the step.
 """
@@ -38,10 +40,20 @@ from realflow.runtime.messages import (
     SampleReady,
     Save,
 )
-from realflow.runtime.readiness import StepReadiness, last_readers, producers
+from realflow.runtime.readiness import (
+    StepReadiness,
+    dispatches_before,
+    last_readers,
+    main_rollout,
+    producers,
+    token_sources,
+)
 
 RECORD = ":record"
 """Name of the call that the core adds to write samples.jsonl; no user's call can be named so."""
+
+MASK = ":loss_mask"
+"""Its name for the rollout's loss mask, which is read for the response's length alone."""
 
 
 # ---- events of the shell ------------------------------------------------------------------------
@@ -131,23 +143,31 @@ class _Stream:
 
 
 def with_record(plan: Plan) -> Plan:
-    """The plan with the call that records finished samples, if something is generated."""
+    """The plan with the call that records the main rollout's samples, if something is generated.
+
+    It runs whenever that call does, and reads what the calls that then run too write for each sample.
+    What the rollout writes it records under the names that every rollout's fields have.
+    """
     graph = plan.graph
-    generate = next((call for call in graph.calls if call.op == "generate" and call.every is None), None)
-    if generate is None:
+    rollout = main_rollout(graph)
+    if rollout is None:
         return plan
+    there = [call for call in graph.calls if (rollout.every or 1) % (call.every or 1) == 0]
+    hidden = {call.writes.get("group_id") for call in there if call.op == "generate"}
     wanted = [
-        name
-        for writer in graph.calls
-        if writer.every is None
-        for name in writer.writes.values()
-        if graph.extents.get(name) == "sample" and name != "group_id"
+        field
+        for writer in there
+        for field in writer.writes.values()
+        if graph.extents.get(field) == "sample" and field not in hidden
     ]
-    uses = [FieldUse(name, name, "sample", graph.dtypes[name]) for name in wanted]
-    reads = (*uses, FieldUse("loss_mask", "loss_mask", "token", "bool"))
+    own = {field: name for name, field in rollout.writes.items() if name not in wanted}
+    uses = [FieldUse(own.get(field, field), field, "sample", graph.dtypes[field]) for field in wanted]
+    mask = rollout.writes["loss_mask"]
+    reads = (*uses, FieldUse(MASK, mask, "token", "bool"))
     decl = FunctionDecl(RECORD, "function", reads=reads, scope="group")
-    call = Call(RECORD, "function", decl, reads={use.name: use.field for use in reads})
-    where = plan.calls[generate.name]
+    names = {use.name: use.field for use in reads}
+    call = Call(RECORD, "function", decl, reads=names, every=rollout.every)
+    where = plan.calls[rollout.name]
     return replace(
         plan,
         graph=replace(graph, calls=(*graph.calls, call)),
@@ -171,9 +191,11 @@ class Core:
         """Model -> estimated time of a sequence; tokens alone where it is not given."""
         self.versions = dict.fromkeys(self.graph.trained(), 0)
         """Model -> optimizer steps that its weights have seen."""
+        self._trained = dict.fromkeys(self.graph.trained(), 0)
+        """Model -> train dispatches that are done."""
         for model, call in self.graph.trained().items():
-            self.versions[model] = start_step * call.minibatches
-        self._trained = dict.fromkeys(self.graph.trained(), start_step)
+            self._trained[model] = dispatches_before(call, start_step)
+            self.versions[model] = self._trained[model] * call.minibatches
         self._next_step = start_step
         self._steps: dict[int, StepReadiness] = {}
         self._begun: dict[int, float] = {}
@@ -187,6 +209,7 @@ class Core:
         self._not_ready = set(range(self.plan.world_size))
         self._over = False
         self._readers = last_readers(self.graph)
+        self._sources = token_sources(self.graph)
         self._out: list[Instruction] = []
 
     # ---- events -------------------------------------------------------------------------------
@@ -218,7 +241,7 @@ class Core:
     def _sample_ready(self, event: SampleReady, now: float) -> None:
         dispatch = self._known(event.dispatch, event.rank)
         step = self._steps[dispatch.step]
-        step.lengths.update(zip(event.ids, event.lengths, strict=True))
+        step.lengths[dispatch.call].update(zip(event.ids, event.lengths, strict=True))
         step.produced(dispatch.call, event.rank, event.ids)
         self._streams[dispatch.name].outstanding[event.rank] -= len(event.ids)
         self._feed(dispatch)
@@ -278,10 +301,14 @@ class Core:
                 self._end_step(index, now)
             if not self._open_step(now) and not done:
                 break
-        if not self._steps and not self._dispatches and self._next_step >= self.graph.steps:
-            self._over = True
-            self._out.extend(To(rank, Halt(False, "done")) for rank in range(self.plan.world_size))
-            self._out.append(Finished())
+        if self._dispatches:
+            return
+        if self._steps or self._next_step < self.graph.steps:
+            self._fail(self._stuck_text())
+            return
+        self._over = True
+        self._out.extend(To(rank, Halt(False, "done")) for rank in range(self.plan.world_size))
+        self._out.append(Finished())
 
     def _open_step(self, now: float) -> bool:
         index = self._next_step
@@ -323,26 +350,31 @@ class Core:
     def _weights_allow(self, step: StepReadiness, call: Call) -> bool:
         if call.model not in self._trained:
             return True
+        done, due = self._trained[call.model], self._due(step, call.model)
         if call.op == "train":  # the step's other calls of this model must see the old weights
             others = (c for c in step.calls.values() if c.model == call.model and c.name != call.name)
-            return all(other.name in step.finished for other in others)
-        return self._trained[call.model] >= step.step - self.graph.max_staleness
+            return done == due and all(other.name in step.finished for other in others)
+        return done >= due - self.graph.max_staleness
+
+    def _due(self, step: StepReadiness, model: str) -> int:
+        """Train dispatches of a model in the steps before `step`."""
+        return dispatches_before(self.graph.trained()[model], step.step)
 
     def _refresh(self, call: Call, now: float) -> None:
-        """Reallocate the model's weights to where `call` runs, if some rank there holds older ones."""
+        """Copy the model's weights to the ranks of `call` that hold older ones, if there are some."""
         fresh = self._fresh.get(str(call.model))
         if fresh is None or fresh.issuperset(self.plan.calls[call.name].ranks):
             return
-        fresh.update(self.plan.calls[call.name].ranks)
         assert call.model is not None
-        source = self.graph.trained()[call.model].name
+        sources, lacking = sorted(fresh), sorted(set(self.plan.calls[call.name].ranks) - fresh)
+        fresh.update(lacking)
         version = self.versions[call.model]
-        ranks = sorted({*self.plan.calls[source].ranks, *self.plan.calls[call.name].ranks})
         what = f"realloc:{call.model}:{call.name}"
         name = f"{what}@v{version}"
+        ranks = sorted({*sources, *lacking})
         self._start(name, -1, what, {rank: [] for rank in ranks}, now)
         for rank in ranks:
-            message = Reallocate(self._order, name, call.model, source, call.name, version)
+            message = Reallocate(self._order, name, call.model, sources, lacking, version)
             self._out.append(To(rank, message))
 
     def _open_stream(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
@@ -397,23 +429,29 @@ class Core:
             name = f"{call.name}@{step.step}.{piece}"
             self._busy[call.name].add(rank)
             self._start(name, step.step, call.name, {rank: ids}, now)
-            inputs = self._inputs(step, call, ids)
-            lengths = [step.lengths[sample] for sample in ids] if step.lengths else []
+            inputs, lengths = self._inputs(step, call, ids), self._lengths(step, call, ids)
             self._out.append(
                 To(rank, Execute(self._order, name, call.name, step.step, [ids], inputs, lengths))
             )
 
     def _execute(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
-        """An infer or train dispatch over all ranks of its mesh."""
+        """An infer or train dispatch over all ranks of its mesh.
+
+        Where tokens come from the data, only workers know the lengths. Replicas then take their parts
+        of a train minibatch themselves, by estimated time. Samples of an infer call are divided by
+        their number: the core must know which rank will hold what it writes.
+        """
         where = self.plan.calls[call.name]
         groups = [sample // self.graph.samples for sample in ids]
         batches = minibatches(ids, groups, call.minibatches)
-        whole = call.op == "train" and not step.lengths  # tokens come from the data: workers divide
+        source = self._sources[call.name]
+        whole = call.op == "train" and source is None
         if whole:
             parts = [[batch] * where.layout.dp for batch in batches]
         else:
             cost = self.costs.get(str(call.model), float)
-            parts = [divide(batch, step.lengths, where.layout.dp, cost) for batch in batches]
+            known = step.lengths[source] if source else {}
+            parts = [divide(batch, known, where.layout.dp, cost) for batch in batches]
         shards = [[part[dp] for part in parts] for dp in range(where.layout.dp)]
         flat = [[sample for shard in mine for sample in shard] for mine in shards]
         held: dict[int, list[int]] = {rank: [] for rank in where.ranks}
@@ -423,12 +461,16 @@ class Core:
         self._start(name, step.step, call.name, held, now)
         for rank in where.ranks:
             dp = where.mesh.coordinate(rank)["dp"]
-            inputs = self._inputs(step, call, flat[dp])
-            lengths = [step.lengths[sample] for sample in flat[dp]] if step.lengths else []
+            inputs, lengths = self._inputs(step, call, flat[dp]), self._lengths(step, call, flat[dp])
             message = Execute(
                 self._order, name, call.name, step.step, shards[dp], inputs, lengths=lengths, whole=whole
             )
             self._out.append(To(rank, message))
+
+    def _lengths(self, step: StepReadiness, call: Call, ids: list[int]) -> list[int]:
+        """Tokens of each sample as `call` sees it; nothing where only workers can know."""
+        source = self._sources[call.name]
+        return [step.lengths[source][sample] for sample in ids] if source else []
 
     def _inputs(self, step: StepReadiness, call: Call, ids: list[int]) -> list[list[object]]:
         """[field, owner, ids] for every field that other calls wrote for `ids`."""
@@ -486,6 +528,26 @@ class Core:
                     f"not finished on rank {ranks}"
                 )
                 return
+
+    def _stuck_text(self) -> str:
+        """What every call that has not finished waits for: an error of ours, not of the user's."""
+        lines = ["no call is under way and none can start; this is an error in RealFlow or in the plan"]
+        for index, step in sorted(self._steps.items()):
+            for call in step.calls.values():
+                if call.name not in step.finished:
+                    lines.append(f"  {call.name}@{index} waits for {self._waits(step, call)}")
+        return "\n".join(lines)
+
+    def _waits(self, step: StepReadiness, call: Call) -> str:
+        lacking = [f"{count} samples of {name}" for name, count in step.lacking(call.name).items()]
+        if lacking:
+            return ", ".join(lacking)
+        if call.model not in self._trained:
+            return "nothing"
+        done, due = self._trained[call.model], self._due(step, call.model)
+        others = [c.name for c in step.calls.values() if c.model == call.model and c.name != call.name]
+        last = [name for name in others if name not in step.finished] if call.op == "train" else []
+        return ", ".join([f"weights of {call.model} ({done} of {due} train dispatches are done)", *last])
 
     def _failure_text(self, event: Failed) -> str:
         where = event.dispatch or self._doing(event.rank)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
-from realflow.data.source import Source
+from realflow.data.source import Source, open_source
 from realflow.data.text import encode_pair
 from realflow.graph.types import Call, Graph
+from realflow.models.paths import resolve_model
+from realflow.planfile import Plan
+from realflow.runtime.hosts import Hosts
 from realflow.runtime.messages import Execute
 from realflow.runtime.store import FieldStore
 from realflow.runtime.transport import FieldClient
@@ -44,6 +49,41 @@ class DataFields:
 def pair_tokenizer(tokenizer: Any, chat: bool, max_length: int | None) -> Tokenize:
     """`encode_pair` with its settings bound."""
     return lambda prompt, completion: encode_pair(tokenizer, prompt, completion, chat, max_length)
+
+
+def folder_of(graph: Graph) -> Path | None:
+    """Where the graph's file lies: relative data paths and the user's functions start there."""
+    return Path(graph.folder) if graph.folder else None
+
+
+def make_data(plan: Plan, hosts: Hosts, run_dir: Path) -> DataFields:
+    """The data section as this worker reads it.
+
+    Where calls of this rank read the data's tokens and none runs the model that tokenizes them, its
+    tokenizer alone is loaded.
+    """
+    graph, spec = plan.graph, plan.graph.data
+    source = open_source(spec, seed=graph.seed, base=folder_of(graph))
+    if spec.tokenize is None:
+        return DataFields(graph, source, None)
+    if spec.tokenize in hosts.hosts:
+        tokenizer = hosts.hosts[spec.tokenize].tokenizer
+    elif _reads_data_tokens(plan, hosts.rank):
+        path = resolve_model(graph.models[spec.tokenize].path)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+        return DataFields(graph, source, None)
+    return DataFields(graph, source, pair_tokenizer(tokenizer, spec.chat, spec.max_length))
+
+
+def _reads_data_tokens(plan: Plan, rank: int) -> bool:
+    """Whether a call of this rank reads a field for each token that the data writes."""
+    return any(
+        plan.graph.extents.get(field) == "token" and plan.graph.writer(field) is None
+        for call in plan.graph.calls
+        if rank in plan.calls[call.name].ranks
+        for field in call.reads.values()
+    )
 
 
 class Inputs:
@@ -87,13 +127,3 @@ class Inputs:
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def numeric_stats(values: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
-    """[sum, count, min, max] of each numeric sample field; missing values are left out."""
-    stats: dict[str, list[float]] = {}
-    for name, column in values.items():
-        numbers = [float(v) for v in column if isinstance(v, int | float) and v == v]
-        if numbers:
-            stats[name] = [sum(numbers), float(len(numbers)), min(numbers), max(numbers)]
-    return stats

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from realflow.engines.generate import NativeEngine
 from realflow.engines.state import load_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
-from realflow.graph.types import Call, Sampling
+from realflow.graph.types import Call, Graph, Sampling
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.paths import resolve_model
 from realflow.planfile import Plan
 from realflow.realloc.execute import Buckets, Moved, execute, local_shards, verify
 from realflow.realloc.transfers import Schedule, replicated, transfers
+from realflow.runtime.readiness import dispatches_before, main_rollout
 
 Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 
@@ -42,9 +44,9 @@ class Hosts:
         self, plan: Plan, rank: int, device: torch.device, groups: Groups, checkpoint: Path | None = None
     ) -> None:
         """Load them; trained models continue from `checkpoint`, if one is given."""
-        self._plan, self._rank, self._device, self._groups = plan, rank, device, groups
+        self._plan, self.rank, self._device, self._groups = plan, rank, device, groups
         self._generators: dict[str, NativeEngine] = {}
-        self._schedules: dict[tuple[str, str], Schedule] = {}
+        self._schedules: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Schedule] = {}
         self._buckets = Buckets(device=device)
         self.hosts: dict[str, Host] = {}
         for name, spec in plan.graph.models.items():
@@ -64,15 +66,15 @@ class Hosts:
 
     def _trainer(self, call: Call, model: CausalModel) -> TrainEngine:
         mesh = self._plan.calls[call.name].mesh
-        ranks = mesh.group_of("dp", self._rank)
+        ranks = mesh.group_of("dp", self.rank)
         spec = self._plan.graph.models[str(call.model)].optimizer
         assert spec is not None
         return TrainEngine(
             model,
             spec,
-            total_steps=self._plan.graph.steps * call.minibatches,
+            total_steps=dispatches_before(call, self._plan.graph.steps) * call.minibatches,
             group=self._groups.get(ranks),
-            rank=ranks.index(self._rank),
+            rank=ranks.index(self.rank),
             size=len(ranks),
         )
 
@@ -85,46 +87,52 @@ class Hosts:
                 host.model,
                 call.sampling,
                 slots=self._plan.calls[call.name].slots,
-                max_length=max_length(host.model, self._plan.graph.data.max_length, call.sampling),
-                seed=self._plan.graph.seed,
+                max_length=max_length(host.model, self._plan.graph.data.prompt_tokens, call.sampling),
+                seed=draw_seed(self._plan.graph, call),
                 eos_ids=eos_ids(host),
                 tokenizer=host.tokenizer,
             )
         return self._generators[call.name]
 
-    def reallocate(self, model: str, source: str, destination: str) -> Moved:
-        """Move a model's weights from where call `source` has them to where `destination` wants them.
+    def reallocate(self, model: str, sources: Sequence[int], destinations: Sequence[int]) -> Moved:
+        """Copy a model's weights from ranks `sources` to ranks `destinations`; all of them call it together.
 
-        The first time on an edge, checksums of every parameter are compared.
+        The first time for the same ranks, checksums of every parameter are compared.
         """
         flat = self.hosts[model].model.flat
         shapes = {name: slot.shape for name, slot in flat.slots.items()}
         itemsize = flat.storage.itemsize
-        there, here = (
-            replicated(shapes, itemsize, self._plan.calls[call].ranks) for call in (source, destination)
-        )
-        edge = (model, destination)
+        there, here = (replicated(shapes, itemsize, ranks) for ranks in (sources, destinations))
+        edge = (model, tuple(sources), tuple(destinations))
         first = edge not in self._schedules
         if first:
             nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
-            self._schedules[edge] = transfers(there, here, dict(enumerate(nodes))).part(self._rank)
+            self._schedules[edge] = transfers(there, here, dict(enumerate(nodes))).part(self.rank)
         part = self._schedules[edge]
         tensors = {name: flat.view(name) for name in shapes}
-        read, write = (local_shards(specs, self._rank, tensors) for specs in (there, here))
-        moved = execute(part, self._rank, None, read, write, self._buckets)
+        read, write = (local_shards(specs, self.rank, tensors) for specs in (there, here))
+        moved = execute(part, self.rank, None, read, write, self._buckets)
         if first:
-            verify(part, self._rank, None, read, write)
+            verify(part, self.rank, None, read, write)
         return moved
 
 
-PROMPT_TOKENS = 1024
-"""The longest prompt where the data section sets no `max_length`."""
+def draw_seed(graph: Graph, call: Call) -> int:
+    """The seed (below 2**64) under which a generate call draws.
+
+    The main rollout has the run's own. Every other call has that mixed with its name: its samples
+    have the same ids, and would otherwise be drawn with the same numbers.
+    """
+    if call == main_rollout(graph):
+        return graph.seed
+    digest = hashlib.blake2b(f"{graph.seed} {call.name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
-def max_length(model: CausalModel, prompt: int | None, sampling: Sampling) -> int:
-    """The longest sequence that a KV cache slot must hold."""
+def max_length(model: CausalModel, prompt: int, sampling: Sampling) -> int:
+    """The longest sequence that a KV cache slot must hold, for prompts of at most `prompt` tokens."""
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
-    return min(limit, (prompt or PROMPT_TOKENS) + sampling.max_new_tokens)
+    return min(limit, prompt + sampling.max_new_tokens)
 
 
 def eos_ids(host: Host) -> tuple[int, ...]:

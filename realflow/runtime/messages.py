@@ -141,13 +141,13 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Reallocate:
-    """Move a model's weights from the layout of call `source` to that of call `destination`."""
+    """Copy a model's weights from ranks that hold `version` to ranks that lack it (never the same)."""
 
     order: int
     dispatch: str
     model: str
-    source: str
-    destination: str
+    sources: list[int]
+    destinations: list[int]
     version: int
 
 

@@ -22,6 +22,47 @@ def active_calls(graph: Graph, step: int) -> tuple[Call, ...]:
     return tuple(call for call in graph.calls if call.every is None or (step + 1) % call.every == 0)
 
 
+def dispatches_before(call: Call, step: int) -> int:
+    """How often a call has run when `step` (0-based) begins."""
+    return step // (call.every or 1)
+
+
+def main_rollout(graph: Graph) -> Call | None:
+    """The generate call that the run is about: the one whose tokens a train call reads, without one
+    the first (of those that run in each step, where there are some).
+
+    Its samples are recorded, its lengths are the run's `response_length`, and it draws under the
+    run's own seed, so that adding another generate call changes nothing about it.
+    """
+    sources = token_sources(graph)
+    for call in graph.calls:
+        if call.op == "train" and sources[call.name] is not None:
+            return graph.call(str(sources[call.name]))
+    rollouts = [call for call in graph.calls if call.op == "generate"]
+    return min(rollouts, key=lambda call: call.every is not None, default=None)
+
+
+def token_sources(graph: Graph) -> dict[str, str | None]:
+    """Call -> the generate call whose tokens make up its samples; None where they are the data's, or
+    where it reads nothing that hangs on tokens.
+
+    Its `tokens`, or else its other fields for each token, decide: they are all of the same tokens. A
+    call that reads none is told by the first of its fields that comes from a generate call.
+    """
+    found: dict[str, str | None] = {}
+    for call in graph.calls:
+        if call.op == "generate":
+            found[call.name] = call.name
+            continue
+        token = [name for name in call.reads.values() if graph.extents.get(name) == "token"]
+        if "tokens" in call.reads:
+            token = [call.reads["tokens"]]
+        writers = [graph.writer(name) for name in token[:1] or call.reads.values()]
+        sources = [found.get(writer.name) for writer in writers if writer is not None]
+        found[call.name] = next((source for source in sources if source is not None), None)
+    return found
+
+
 def unit_size(graph: Graph, call: Call) -> int:
     """Samples in one unit of a call: 1, a group, or everything in a step."""
     total = graph.prompts * graph.samples
@@ -41,7 +82,8 @@ class StepReadiness:
         self.calls = {call.name: call for call in active_calls(graph, step)}
         self.owners: dict[str, dict[int, int]] = {name: {} for name in self.calls}
         """Call -> sample -> the rank that holds what the call wrote."""
-        self.lengths: dict[int, int] = {}
+        self.lengths: dict[str, dict[int, int]] = {name: {} for name in self.calls}
+        """Generate call -> sample -> tokens of its prompt and response."""
         self.finished: set[str] = set()
         self.backlog: dict[str, dict[int, list[int]]] = {name: {} for name in self.calls}
         """Function call -> rank -> samples that wait until the rank has finished its last piece."""
@@ -51,7 +93,6 @@ class StepReadiness:
         self._consumers: dict[str, list[str]] = {name: [] for name in self.calls}
         self._missing: dict[str, dict[int, int]] = {}
         self._ready: dict[str, list[int]] = {name: [] for name in self.calls}
-        self._todo = dict.fromkeys(self.calls, per_step)
         self._undone = dict.fromkeys(self.calls, per_step)
         for name, call in self.calls.items():
             sources = [p for p in producers(graph, call) if p in self.calls]
@@ -64,9 +105,8 @@ class StepReadiness:
             else:
                 self._ready[name] = list(units)
 
-    def produced(self, call: str, rank: int, ids: Iterable[int]) -> set[str]:
-        """Record that `rank` now holds what `call` wrote for `ids`; the calls this made units ready for."""
-        woken: set[str] = set()
+    def produced(self, call: str, rank: int, ids: Iterable[int]) -> None:
+        """Record that `rank` now holds what `call` wrote for `ids`."""
         owners = self.owners[call]
         consumers = self._consumers[call]
         count = 0
@@ -81,24 +121,22 @@ class StepReadiness:
                 missing[unit] -= 1
                 if missing[unit] == 0:
                     self._ready[name].append(unit)
-                    woken.add(name)
         self._undone[call] -= count
-        return woken
 
     def take(self, call: str) -> list[list[int]]:
         """The ready units of a call that were not taken before, each as its sample ids, in order."""
         units, self._ready[call] = sorted(self._ready[call]), []
         size = self._units[call]
-        self._todo[call] -= size * len(units)
         return [list(range(unit * size, (unit + 1) * size)) for unit in units]
 
     def has_ready(self, call: str) -> bool:
         """Whether `take` would return something."""
         return bool(self._ready[call])
 
-    def all_taken(self, call: str) -> bool:
-        """Whether every sample of the step was handed to the call."""
-        return self._todo[call] == 0
+    def lacking(self, call: str) -> dict[str, int]:
+        """Call that `call` waits for -> samples that it has not written yet."""
+        sources = [name for name, consumers in self._consumers.items() if call in consumers]
+        return {name: self._undone[name] for name in sources if self._undone[name]}
 
     def all_done(self, call: str) -> bool:
         """Whether the call has reported every sample of the step."""

@@ -22,13 +22,14 @@ from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
 from realflow.runtime.core import with_record
 from realflow.runtime.directory import remove_partial
-from realflow.runtime.fields import Inputs
+from realflow.runtime.fields import Inputs, make_data
+from realflow.runtime.functiontasks import FunctionTasks
 from realflow.runtime.groups import make_groups
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import STARTUP, MasterLink
 from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, Ready, Reallocate, Save
+from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.store import FieldStore
-from realflow.runtime.tasks import FunctionTasks, ModelTasks, make_data
 from realflow.runtime.transport import FieldClient, FieldServer
 
 

@@ -1,0 +1,115 @@
+"""The dispatches of a worker's function thread: calls without a model, and records of samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from realflow.engines.functions import FunctionError, Progress, load_callable, run_function
+from realflow.graph.types import Call
+from realflow.planfile import Plan
+from realflow.runtime.core import MASK, RECORD
+from realflow.runtime.fields import DataFields, Inputs, folder_of
+from realflow.runtime.link import MasterLink
+from realflow.runtime.messages import DispatchDone, Execute, Failed
+from realflow.runtime.readiness import main_rollout
+from realflow.runtime.stats import Spans, field_stats
+from realflow.runtime.store import FieldStore
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The function under way, for the watchdog."""
+
+    dispatch: str
+    call: Call
+    ids: Sequence[int]
+    started: float
+
+
+class FunctionTasks:
+    """What the function thread does: each message is executed and reported done."""
+
+    def __init__(
+        self, plan: Plan, rank: int, store: FieldStore, inputs: Inputs, data: DataFields, link: MasterLink
+    ) -> None:
+        self._graph, self._rank, self._store, self._inputs = plan.graph, rank, store, inputs
+        self._data, self._link = data, link
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._progress = Progress()
+        self._running: _Running | None = None
+        rollout = main_rollout(plan.graph)
+        self._prompt = rollout.reads.get("prompt", "prompt") if rollout else "prompt"
+
+    def execute(self, message: Execute) -> None:
+        """Run a function on samples and store what it writes."""
+        self._inputs.wait(message)
+        call, ids = self._graph.call(message.call), message.shards[0]
+        spans = Spans()
+        if call.name == RECORD:
+            self._link.send(DispatchDone(message.dispatch, self._rank, rows=self._rows(call, ids, message)))
+            return
+        if call.name not in self._functions:
+            self._functions[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
+        values = self._inputs.values(call, ids)
+        with spans:
+            self._running = _Running(message.dispatch, call, ids, time.monotonic())
+            try:
+                outputs = run_function(
+                    self._functions[call.name],
+                    call,
+                    ids,
+                    values,
+                    message.lengths or self._lengths(call, ids, values),
+                    self._graph.extents,
+                    self._graph.dtypes,
+                    progress=self._progress,
+                )
+            finally:
+                self._running = None
+        for name, column in outputs.items():
+            self._store.put(name, dict(zip(ids, column, strict=True)))
+        stats = field_stats(call.name, outputs)
+        self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
+
+    def _lengths(self, call: Call, ids: Sequence[int], values: Mapping[str, Sequence[Any]]) -> list[int]:
+        """Tokens of each sample where the master does not know them: they come from the data, or
+        there are none."""
+        for field in call.reads.values():
+            if self._graph.extents.get(field) == "token":
+                return [len(value) for value in values[field]]
+        return [0] * len(ids)
+
+    def overdue(self) -> Failed | None:
+        """A failure, if the running function has used up its time (asked by the link's thread)."""
+        running = self._running
+        if running is None or time.monotonic() - running.started <= running.call.timeout:
+            return None
+        call, sample = running.call, self._progress.sample
+        message = f"ran longer than its {call.timeout:g} s"
+        if sample is None:  # it has whole columns, and was not seen to take one entry after the other
+            shown = ", ".join(map(str, running.ids[:4])) + (", ..." if len(running.ids) > 4 else "")
+            message = f"samples {shown}: {message}"
+        return Failed(
+            self._rank, running.dispatch, str(FunctionError(call.name, call.decl.name, message, sample)), ""
+        )
+
+    def _rows(self, call: Call, ids: Sequence[int], message: Execute) -> list[dict[str, Any]]:
+        """A record for each sample: the data's columns and what calls wrote."""
+        values = self._inputs.values(call, ids)
+        rows = []
+        for index, sample in enumerate(ids):
+            group = sample // self._graph.samples
+            row: dict[str, Any] = {"step": message.step, "sample_id": sample, "group_id": group}
+            columns = self._data.row(group).items()
+            row |= {self._shown(name): v for name, v in columns if isinstance(v, str | int | float)}
+            row |= {name: values[field][index] for name, field in call.reads.items() if name != MASK}
+            row["length"] = int(values[call.reads[MASK]][index].sum())
+            rows.append(row)
+        return rows
+
+    def _shown(self, column: str) -> str:
+        """The name of a column of the data in records: readers find the prompt under its own."""
+        return "prompt" if column == self._prompt else column

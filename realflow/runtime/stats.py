@@ -1,0 +1,66 @@
+"""What a dispatch reports beside its results: when it computed, and numbers over its samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from realflow.engines.generate import Finished
+
+Stats = dict[str, list[float]]
+"""Name -> [sum, count, min, max]."""
+
+METRIC_NAMES = {
+    "rewards": "critic/rewards",
+    "advantages": "critic/advantages",
+    "returns": "critic/returns",
+    "values": "critic/values",
+}
+"""Fields whose metrics have a name that users know (verl's)."""
+
+
+class Spans:
+    """Intervals of computation in seconds since the epoch; those that touch are one."""
+
+    def __init__(self) -> None:
+        self.merged: list[list[float]] = []
+
+    def __enter__(self) -> None:
+        self._start = time.time()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.time()
+        if self.merged and self._start - self.merged[-1][1] < 0.002:
+            self.merged[-1][1] = now
+        else:
+            self.merged.append([self._start, now])
+
+
+def field_stats(call: str, values: Mapping[str, Sequence[Any]]) -> Stats:
+    """Numbers of the fields that `call` wrote, under the names of metrics."""
+    return {METRIC_NAMES.get(name, f"{call}/{name}"): found for name, found in numeric_stats(values).items()}
+
+
+def numeric_stats(values: Mapping[str, Sequence[Any]]) -> Stats:
+    """Numbers of each numeric sample field; missing values are left out."""
+    stats: Stats = {}
+    for name, column in values.items():
+        numbers = [float(v) for v in column if isinstance(v, int | float) and v == v]
+        if numbers:
+            stats[name] = _sums(numbers)
+    return stats
+
+
+def response_stats(finished: Sequence[Finished], prefix: str = "") -> Stats:
+    """Lengths of responses and how many were cut off, under names that start with `prefix`."""
+    if not finished:
+        return {}
+    return {
+        f"{prefix}response_length": _sums([float(f.loss_mask.sum()) for f in finished]),
+        f"{prefix}response_length/clip_ratio": _sums([float(f.finish_reason == "length") for f in finished]),
+    }
+
+
+def _sums(numbers: Sequence[float]) -> list[float]:
+    return [sum(numbers), float(len(numbers)), min(numbers), max(numbers)]
