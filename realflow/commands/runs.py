@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from planner import parse_layouts
@@ -25,7 +26,7 @@ def add_commands(add: AddCommand) -> None:
         run_run,
         "run a plan, or plan a graph and run it",
         "realflow run plan.yaml --name first\n  realflow run grpo steps=2 --devices 2\n"
-        "  realflow run --resume runs/first\n  mpirun -n 2 realflow run plan.yaml",
+        "  realflow run --resume runs/first steps=100\n  mpirun -n 2 realflow run plan.yaml",
     )
     run.add_argument(
         "what", metavar="PLAN|GRAPH", nargs="?", help="path of a plan file, or a graph as in realflow plan"
@@ -81,15 +82,30 @@ def _resume(args: argparse.Namespace) -> None:
         )
     if not (folder / "plan.yaml").is_file():
         raise InputError(Problem("expected a run's directory with a plan.yaml", file=str(folder)))
-    if args.what is None:
-        _refuse_options(args)
-        plan = read_plan(folder / "plan.yaml")
+    if args.what is None or "=" in args.what:
+        settings = [*([args.what] if args.what else []), *args.overrides]
+        plan = _with_steps(read_plan(folder / "plan.yaml"), settings)
     else:
         plan = _plan(args, looks_like_plan(args.what))
     from realflow.launch.local import supervise
 
     result = supervise(plan, folder, quiet=args.quiet, resume=True, restarts=args.restarts)
     print(f"done: {result.run_dir}")
+
+
+def _with_steps(plan: Plan, settings: list[str]) -> Plan:
+    """A run's own plan, with another number of steps if one is given (nothing else can change)."""
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name != "steps" or not value.isdigit() or int(value) < 1:
+            raise InputError(
+                Problem(
+                    f"{setting}: only steps=N can be set here; for anything else give a plan",
+                    where="--resume",
+                )
+            )
+        plan = replace(plan, graph=replace(plan.graph, steps=int(value)))
+    return plan
 
 
 def looks_like_plan(what: str) -> bool:

@@ -195,6 +195,7 @@ class Graph:
     seed: int = 1
     max_staleness: int = 0
     checkpoint_every: int | None = None
+    checkpoint_keep: int = 3
     params: Mapping[str, Any] = field(default_factory=dict)
     extents: Mapping[str, Extent] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class Job:
         self._rendezvous = run_dir / RENDEZVOUS_FILE
         self._log = run_dir / "workers.log"
         self._doing = "start-up"
+        self._over = False
 
     def start(self) -> None:
         """Start the master, then the workers."""
@@ -80,6 +81,8 @@ class Job:
                     if time.monotonic() - ended_at > PARTING_SECONDS:
                         raise RunError(self._unexplained()) from None
                 continue
+            if event is None or event["kind"] in ("error", "end"):
+                self._over = True
             if event is None:
                 raise RunError(self._master_died())
             if event["kind"] == "running":
@@ -130,6 +133,8 @@ class Job:
 
     def end(self) -> None:
         """Leave no process and no half-written file behind."""
+        if self._master is not None and self._master.poll() is None and not self._over:
+            self._master.terminate()  # it tells the workers, and writes down that it was interrupted
         complete = self._master is not None and _ends(self._master, 2.0) and self._master.returncode == 0
         for process, patience in ((self._workers, FINISH_SECONDS if complete else 0.5), (self._master, 0.5)):
             if process is not None and not _ends(process, patience):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from realflow.launch.job import Job
 from realflow.observe.metrics import read_metrics
 from realflow.observe.progress import Progress
 from realflow.planfile import Plan
-from realflow.runtime.directory import owned, prepare, prepare_resume
+from realflow.runtime.directory import checkpoints, owned, prepare, prepare_resume
 
 
 class Terminated(RunError):
@@ -65,10 +66,11 @@ def supervise(
 
     A run that fails is continued from its newest checkpoint up to `restarts` times. Raises
     InputError before any process is started (or by the first that finds the input wrong), RunError
-    when the run has failed, KeyboardInterrupt or Terminated when it was stopped from outside; in all
-    cases no process is left behind.
+    when the run has failed, Terminated when it was stopped from outside; in all cases no process is
+    left behind.
     """
     mpirun = find_mpirun()
+    _check_machine(plan)
     if not resume:
         prepare(plan, run_dir)
     with stop_signals(), owned(run_dir):
@@ -80,8 +82,8 @@ def supervise(
                 if not resume:  # nothing was run: a second try finds the place as it was
                     shutil.rmtree(run_dir)
                 raise
-            except Terminated:
-                raise
+            except (Terminated, KeyboardInterrupt) as stopped:
+                raise Terminated(_how_to_go_on(str(stopped) or "interrupted", run_dir)) from None
             except RunError as error:
                 if restarts <= 0 or not any((run_dir / "checkpoints").glob("step-*")):
                     raise
@@ -92,6 +94,29 @@ def supervise(
                     )
 
 
+def _check_machine(plan: Plan) -> None:
+    """Refuse a plan for other machines than this one."""
+    name = socket.gethostname()
+    others = [
+        node.name for node in plan.cluster.nodes if node.name not in ("local", name, name.split(".")[0])
+    ]
+    if others:
+        raise InputError(
+            f"the plan is for {', '.join(others)}, but this machine is {name}; plan with --devices for this "
+            "machine, or start the plan with mpirun on those"
+        )
+
+
+def _how_to_go_on(what: str, run_dir: Path) -> str:
+    """What to tell somebody who stopped a run."""
+    found = checkpoints(run_dir)
+    if not found:
+        return f"{what}; {run_dir} has no checkpoint yet, so there is nothing to go on from"
+    return (
+        f"{what}; its newest checkpoint is {found[-1].name}: realflow run --resume {run_dir} goes on from it"
+    )
+
+
 def _attempt(plan: Plan, run_dir: Path, mpirun: str, quiet: bool, resume: bool) -> None:
     """Start the processes and watch them to the end."""
     start, checkpoint = prepare_resume(plan, run_dir) if resume else (0, None)
@@ -99,6 +124,10 @@ def _attempt(plan: Plan, run_dir: Path, mpirun: str, quiet: bool, resume: bool) 
     environment = mpi_environment(os.environ, plan.world_size)
     job = Job(run_dir, [mpirun, "-n", str(plan.world_size)], environment, start, checkpoint)
     try:
+        if progress is not None:
+            names = ", ".join(plan.graph.models) or "no model"
+            text = f"starting {plan.world_size} workers in {run_dir}; they load {names}"
+            progress.update({"kind": "note", "text": text})
         job.start()
         job.watch(progress)
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
 from realflow.planfile import Plan, read_plan
 from realflow.runtime.bootstrap import REFUSED
-from realflow.runtime.master import Emit, Master
+from realflow.runtime.master import Emit, Interrupted, Master
 
 
 def json_lines(stream: Any) -> Emit:
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         master = Master(
             plan,
             RunFiles(arguments.run_dir, plan),
-            _voice(arguments.events, plan),
+            _voice(arguments.events, plan, arguments.run_dir),
             start_step=arguments.start_step,
             costs=costs(plan),
             started_by_rank_0=arguments.events is None,
@@ -73,15 +74,27 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         handshake.write(f"{REFUSED}{json.dumps(str(error))}\n")
         return 2
+    signal.signal(signal.SIGTERM, _interrupt)
     with handshake:
         handshake.write(rendezvous.to_json() + "\n")
     return master.run()
 
 
-def _voice(descriptor: int | None, plan: Plan) -> Emit:
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Interrupted("interrupted")
+
+
+def _voice(descriptor: int | None, plan: Plan, run_dir: Path) -> Emit:
     """Where events go: to the supervisor's pipe, or to a person."""
     if descriptor is None:
-        return Progress(plan.graph.steps).update
+        progress = Progress(plan.graph.steps)
+
+        def tell(event: dict[str, Any]) -> None:
+            ended = event["kind"] == "end"
+            progress.update({**event, "text": f"done: {run_dir}"} if ended else event)
+
+        return tell
     return json_lines(os.fdopen(descriptor, "w", encoding="utf-8"))
 
 

@@ -55,7 +55,8 @@ class Progress:
         self._began = self._step_began = clock()
         self._finished = 0
         self._seconds: deque[float] = deque(maxlen=10)
-        self._rewards: list[float] = []
+        self._values: list[float] = []
+        self._what = "reward"
         self._running: dict[str, tuple[int | None, int | None]] = {}
         self._live: Live | None = None
         if self._console.is_terminal if live is None else live:
@@ -104,27 +105,37 @@ class Progress:
                 self._running[call] = (done, of)
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
-        reward = event.get("metrics", {}).get(REWARD)
+        headline = self._headline(event.get("metrics", {}))
         with self._lock:
             self._finished = int(event["step"]) + 1
             self._seconds.append(float(event["seconds"]))
             self._step_began = self._clock()
             self._running.clear()
-            if reward is not None and reward == reward:
-                self._rewards.append(float(reward))
+            if headline is not None:
+                self._values.append(headline)
             parts = [f"step {event['step']:>{len(str(self._total))}}", f"({self._finished}/{self._total})"]
-            if reward is not None:
-                parts.append(f"reward {reward:.3f}")
-                parts.append(f"last {min(RECENT, len(self._rewards))}: {self._recent():.3f}")
+            if headline is not None:
+                parts.append(f"{self._what} {headline:.3f}")
+                parts.append(f"last {min(RECENT, len(self._values))}: {self._recent():.3f}")
             parts += [f"{self._seconds[-1]:.1f} s", f"left {duration(self.seconds_left())}"]
         if self._live is None:
             self._print(Text("  ".join(parts)))
+
+    def _headline(self, metrics: Mapping[str, Any]) -> float | None:
+        """The number that tells how the run goes: the mean reward, without rewards the loss."""
+        loss = next((name for name in sorted(metrics) if name.endswith("/loss")), None)
+        name = REWARD if REWARD in metrics else loss
+        value = None if name is None else metrics[name]
+        if value is None or value != value:
+            return None
+        self._what = "reward" if name == REWARD else "loss"
+        return float(value)
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
 
     def _recent(self) -> float:
-        last = self._rewards[-RECENT:]
+        last = self._values[-RECENT:]
         return statistics.fmean(last) if last else float("nan")
 
     def seconds_left(self) -> float | None:
@@ -147,11 +158,11 @@ class Progress:
                 Text(f"{duration(self._clock() - self._began)} gone, {left} left", style="dim"),
             )
             rows: list[Table | Text] = [head]
-            if self._rewards:
-                line = Text("reward  ")
-                line.append(f"{self._rewards[-1]:.3f}", style="bold")
-                line.append(f"  mean of last {min(RECENT, len(self._rewards))} {self._recent():.3f}  ")
-                line.append(sparkline(self._rewards, 40), style="cyan")
+            if self._values:
+                line = Text(f"{self._what:<8}")
+                line.append(f"{self._values[-1]:.3f}", style="bold")
+                line.append(f"  mean of last {min(RECENT, len(self._values))} {self._recent():.3f}  ")
+                line.append(sparkline(self._values, 40), style="cyan")
                 rows.append(line)
             now = "  ".join(_running_text(*item) for item in self._running.items())
             rows.append(Text(f"now     {now or self._rest()}", overflow="ellipsis", no_wrap=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from realflow.observe.collect import Collector
 from realflow.observe.metrics import MetricsLog, SamplesLog
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
-from realflow.runtime.directory import CURSOR, cursor, partial_directory, remove_partial
+from realflow.runtime.directory import CURSOR, checkpoints, cursor, partial_directory, remove_partial
 from realflow.runtime.messages import DispatchDone
 
 
@@ -57,6 +58,8 @@ class RunFiles:
             os.fsync(file.fileno())
         os.rename(partial, final)
         self._trace.write(self.run_dir / "trace.json")
+        for old in checkpoints(self.run_dir)[: -self._graph.checkpoint_keep]:
+            shutil.rmtree(old)
         return final
 
     def close(self) -> None:

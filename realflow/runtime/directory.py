@@ -98,19 +98,23 @@ def check_cursor(graph: Graph, checkpoint: Path, steps: int) -> None:
         )
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    named = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def latest_checkpoint(run_dir: Path) -> tuple[int, Path]:
     """The newest checkpoint and the number of steps it has seen, its files compared with checksums.
 
     Raises InputError where there is none, or where a file is missing or damaged.
     """
-    found = {
-        int(match[1]): path
-        for path in (run_dir / "checkpoints").glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", path.name))
-    }
+    found = checkpoints(run_dir)
     if not found:
-        raise InputError(f"{run_dir} has no checkpoint to continue from")
-    steps, path = max(found.items())
+        raise InputError(f"{run_dir} has no checkpoint to continue from; start a new run in its place")
+    path = found[-1]
+    steps = int(path.name.removeprefix("step-"))
     for name, digest in json.loads((path / "checksums.json").read_text(encoding="utf-8")).items():
         file = path / name
         if not file.is_file():

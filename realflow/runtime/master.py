@@ -55,6 +55,10 @@ Emit = Callable[[dict[str, Any]], None]
 """Takes an event for people: {"kind": "running" | "step" | "note" | "error" | "end", ...}."""
 
 
+class Interrupted(Exception):
+    """Somebody wants the run to end (raised by the process's signal handler)."""
+
+
 class Observer(Protocol):
     """Keeps what a run produces (`realflow.observe.recorder.RunFiles`)."""
 
@@ -132,10 +136,14 @@ class Master:
         """Serve until the run has ended; returns the exit code."""
         try:
             code = self._serve()
+        except Interrupted as stopped:
+            self._halt(str(stopped))
+            running = ", ".join(name for name, *_ in self.core.running()) or "start-up"
+            self._fail(f"{stopped} during {running}")
+            code = 1
         except Exception:  # noqa: BLE001 - the master's edge: workers and people must hear of it
             self._fail(f"the master failed:\n{traceback.format_exc()}")
-            for rank in self._hellos:
-                self._send(To(rank, Halt(True, "the master failed")))
+            self._halt("the master failed")
             code = 1
         self._close()
         return code
@@ -160,12 +168,15 @@ class Master:
                     self._orphaned()
         return self.exit_code
 
+    def _halt(self, reason: str) -> None:
+        for rank in self._hellos:
+            self._send(To(rank, Halt(True, reason)))
+
     def _orphaned(self) -> None:
         """The supervisor is gone, or rank 0 that started the master (then its death is what happened)."""
         if 0 in self._pidfds and self._outlives_rank_0:
             return
-        for rank in self._hellos:
-            self._send(To(rank, Halt(True, "the supervisor is gone")))
+        self._halt("the supervisor is gone")
         self._fail("the process that started the master is gone")
 
     def _receive(self) -> None:
