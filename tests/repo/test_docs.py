@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SYMBOL = re.compile(r"`((?:realflow|planner)(?:\.\w+)+)(?:\([^`]*\))?`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 PATH = re.compile(r"`((?:realflow|planner|graphs|csrc|experiments|docs|tests|scripts)/[\w./-]*)`")

@@ -2,7 +2,8 @@
 
 One launch of four gloo processes runs every case; this process computes the references. Data is
 off-policy, of different lengths, and divided unevenly: ranks have different numbers of micro-batches,
-some none. Controls with a mistake built in must fail the same comparison.
+some none. Controls with a mistake built in must fail the same comparison. More families and sizes are
+tested by `make test-full`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,23 @@ from transformers import AutoModelForCausalLM
 
 from realflow.algorithms.terms import LossTerms
 from realflow.data.batch import Batch, pack
+from realflow.engines.infer import infer_logprobs
 from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
 from realflow.graph.types import OptimizerSpec
-from realflow.models.causal import load_model
+from realflow.models.causal import CausalModel, load_model
 
 STEPS, SAMPLES, TEMPERATURE = 3, 9, 0.8
 SPEC = OptimizerSpec(lr=1e-2, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
-MODELS = {"llama": ("llama", True), "llama-untied": ("llama", False), "qwen2": ("qwen2", True)}
-MODELS["qwen3"] = ("qwen3", False)
+MODELS = {
+    "llama": ("llama", True),
+    "qwen3": ("qwen3", False),
+    "llama-untied": ("llama", False),
+    "qwen2": ("qwen2", True),
+    "mistral": ("mistral", False),
+    "gemma3": ("gemma3", True),
+}
+EXACTNESS = {"gemma3": 1e-6}  # its norms are float32 whatever the dtype: the order of a sum shows
 READS = {"old_logprobs": "logprobs", "advantages": "advantages"}
 EXTENTS = {"logprobs": "token", "tokens": "token", "loss_mask": "token", "advantages": "sample"}
 DTYPES = {"logprobs": "float", "tokens": "int", "loss_mask": "bool", "advantages": "float"}
@@ -48,12 +57,17 @@ class Case:
         return "-".join(filter(None, (self.model, self.dtype, str(self.size), self.normalise, self.mistake)))
 
 
-EXACT = [Case(model, "float64", size) for model in MODELS for size in (1, 2, 4)]
+EXACT = [Case(model, "float64", size) for model in ("llama", "qwen3") for size in (1, 2, 4)]
 EXACT += [Case("qwen3", "float64", 4, "sequence")]
 SINGLE = [Case(model, "float32", size) for model in ("llama", "qwen3") for size in (1, 2, 4)]
 MISTAKES = ("other-data", "averaged", "local-count", "scaled-sample")
 PARALLEL = [case for case in EXACT + SINGLE if case.size > 1]
 CONTROLS = [Case("llama", "float64", 2, mistake=mistake) for mistake in MISTAKES]
+EVERY = [
+    Case(model, dtype, size) for model in MODELS for dtype in ("float64", "float32") for size in (1, 2, 3, 4)
+]
+EVERY += [Case(model, "float64", 3, "sequence") for model in MODELS]
+EVERY = [case for case in EVERY if case not in EXACT + SINGLE]
 
 
 def ppo(logprobs, old_logprobs, advantages, *, entropy, clip=0.2, bonus=0.01) -> LossTerms:
@@ -110,6 +124,8 @@ def run_case(case: Case, folder: Path, group, rank: int) -> dict[str, torch.Tens
     model = load_model(folder / f"{case.model}-{case.dtype}", dtype=case.dtype)
     engine = TrainEngine(model, SPEC, group=group, rank=rank, size=case.size)
     results = {f"w0/{name}": model.flat.view(name).clone() for name in model.flat.slots}
+    if case.dtype == "float32":
+        results["logprobs"] = everyones_logprobs(case, model, group, rank)
     if case.mistake == "local-count":
         engine._count = lambda batches, places: (  # type: ignore[method-assign]
             max(1, sum(map(len, places))),
@@ -140,11 +156,24 @@ def run_case(case: Case, folder: Path, group, rank: int) -> dict[str, torch.Tens
     return {name: tensor.detach().clone() for name, tensor in results.items()}
 
 
-def worker(rank: int, folder: Path) -> None:
+def everyones_logprobs(case: Case, model: CausalModel, group, rank: int) -> torch.Tensor:
+    """[steps, samples, 30]: each rank infers its own micro-batches."""
+    found = torch.zeros(STEPS, SAMPLES, 30)
+    for step in range(STEPS):
+        batches = micro_batches(step, rank, case.size)
+        ids = [sample for one in batches for sample in one.ids]
+        for sample, values in zip(ids, infer_logprobs(model, batches, TEMPERATURE), strict=True):
+            found[step, sample, : len(values)] = values
+    if case.size > 1:
+        dist.all_reduce(found, group=group)
+    return found
+
+
+def worker(rank: int, folder: Path, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4)
-    groups = {1: None, 2: dist.new_group([0, 1]), 4: dist.new_group([0, 1, 2, 3])}
-    for case in [*EXACT, *SINGLE, *CONTROLS]:
+    groups = {1: None} | {size: dist.new_group(range(size)) for size in (2, 3, 4)}
+    for case in cases:
         if rank < case.size:
             results = run_case(case, folder, groups[case.size], rank)
             if rank in (0, case.size - 1):
@@ -172,15 +201,24 @@ def reshard(folder: Path, groups: dict, rank: int) -> None:
         save_file({name: model.flat.view(name).clone() for name in model.flat.slots}, folder / "resharded")
 
 
+def launch(folder: Path, cases: list[Case]) -> Path:
+    """Run `cases` on four processes; what they found lies in `folder`."""
+    for name, dtype in sorted({(case.model, case.dtype) for case in cases} | {("llama", "float64")}):
+        family, tied = MODELS[name]
+        tiny_model(folder / f"{name}-{dtype}", family, dtype, tied=tied, seed=3)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    mp.spawn(worker, (folder, cases), nprocs=4)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("invariance")
-    for name, (family, tied) in MODELS.items():
-        for dtype in ("float64", "float32"):
-            tiny_model(folder / f"{name}-{dtype}", family, dtype, tied=tied, seed=3)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    mp.spawn(worker, (folder,), nprocs=4)
-    return folder
+    return launch(tmp_path_factory.mktemp("invariance"), [*EXACT, *SINGLE, *CONTROLS])
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("everything"), EVERY)
 
 
 # ---------------------------------------------------------------- the reference
@@ -241,24 +279,62 @@ def worst(found: dict, expected: dict, kind: str) -> float:
     return max(difference(moved[0][name], moved[1][name]) for name in names)
 
 
-@pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
-def test_float64_equals_plain_hugging_face(folder: Path, case: Case) -> None:
+def check_float64(folder: Path, case: Case) -> None:
     found, expected = load_file(folder / f"{case.name}.first"), reference(folder, case)
     assert all(torch.equal(found[key], expected[key]) for key in expected if key.startswith("w0/"))
     for kind in ("g0", "g1", "g2", "update"):
-        assert worst(found, expected, kind) <= 1e-8, kind
+        assert worst(found, expected, kind) <= EXACTNESS.get(case.model, 1e-8), kind
     for step in range(STEPS):
         _, norm, loss, lr, _, _ = found[f"m{step}"].tolist()
-        assert loss == pytest.approx(float(expected[f"loss{step}"]), rel=1e-9)
-        assert norm == pytest.approx(float(expected[f"norm{step}"]), rel=1e-9)
+        rel = EXACTNESS.get(case.model, 1e-9)
+        assert loss == pytest.approx(float(expected[f"loss{step}"]), rel=rel)
+        assert norm == pytest.approx(float(expected[f"norm{step}"]), rel=rel)
         assert lr == pytest.approx(SPEC.lr * min(1.0, (step + 1) / 2))
+
+
+def check_float32(folder: Path, case: Case) -> None:
+    found, expected = load_file(folder / f"{case.name}.first"), reference(folder, case)
+    assert worst(found, expected, "g0") <= 1e-5
+    assert worst(found, expected, "update") <= 2e-3
+    assert (found["logprobs"] - plain_logprobs(folder, case)).abs().max() <= 1e-4
+
+
+def plain_logprobs(folder: Path, case: Case, temperature: float = TEMPERATURE) -> torch.Tensor:
+    """What `everyones_logprobs` must find, one sample at a time by Hugging Face."""
+    model = AutoModelForCausalLM.from_pretrained(folder / f"{case.model}-{case.dtype}", dtype=torch.float32)
+    found = torch.zeros(STEPS, SAMPLES, 30)
+    for step in range(STEPS):
+        for index, sample in enumerate(samples_of(step)):
+            tokens = sample["tokens"]
+            with torch.no_grad():
+                log_p = (model(tokens[None]).logits[0, :-1] / temperature).log_softmax(-1)
+            scored = log_p.gather(1, tokens[1:, None])[:, 0] * sample["loss_mask"][1:]
+            found[step, index, 1 : len(tokens)] = scored
+    return found
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
+def test_float64_equals_plain_hugging_face(folder: Path, case: Case) -> None:
+    check_float64(folder, case)
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
 def test_float32_is_close(folder: Path, case: Case) -> None:
-    found, expected = load_file(folder / f"{case.name}.first"), reference(folder, case)
-    assert worst(found, expected, "g0") <= 1e-5
-    assert worst(found, expected, "update") <= 2e-3
+    check_float32(folder, case)
+
+
+def test_logprobs_of_another_temperature_are_not_close(folder: Path) -> None:
+    """The control."""
+    case = SINGLE[1]
+    found = load_file(folder / f"{case.name}.last")["logprobs"]
+    assert (found - plain_logprobs(folder, case, TEMPERATURE * 1.001)).abs().max() > 1e-4
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_every_family_and_size(everything: Path, case: Case) -> None:
+    (check_float64 if case.dtype == "float64" else check_float32)(everything, case)
 
 
 @pytest.mark.parametrize("case", PARALLEL, ids=lambda case: case.name)
