@@ -29,7 +29,7 @@ def dispatches_before(call: Call, step: int) -> int:
 
 def main_rollout(graph: Graph) -> Call | None:
     """The generate call that the run is about: the one whose tokens a train call reads, without one
-    the first (of those that run in each step, where there are some).
+    the first of those that run most often.
 
     Its samples are recorded, its lengths are the run's `response_length`, and it draws under the
     run's own seed, so that adding another generate call changes nothing about it.
@@ -39,7 +39,7 @@ def main_rollout(graph: Graph) -> Call | None:
         if call.op == "train" and sources[call.name] is not None:
             return graph.call(str(sources[call.name]))
     rollouts = [call for call in graph.calls if call.op == "generate"]
-    return min(rollouts, key=lambda call: call.every is not None, default=None)
+    return min(rollouts, key=lambda call: call.every or 1, default=None)
 
 
 def token_sources(graph: Graph) -> dict[str, str | None]:

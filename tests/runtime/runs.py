@@ -75,6 +75,9 @@ def raises(completions, **columns):
 def hangs(data_source, solution_str, ground_truth, extra_info=None):
     time.sleep(1000)
 
+def hangs_on_columns(completions, **columns):
+    time.sleep(1000)
+
 def not_a_number(completions, **columns):
     return [float("nan") if i == 1 else 0.5 for i, _ in enumerate(completions)]
 

@@ -13,7 +13,7 @@ from realflow.graph.types import (
     Sampling,
 )
 from realflow.layout import Layout
-from realflow.planfile import CallPlan, Cluster, Node, Plan, ReallocPlan
+from realflow.planfile import CallPlan, Cluster, Node, Plan, ReallocPlan, needed_reallocs
 
 GENERATED = (
     FieldUse("tokens", "tokens", "token", "int"),
@@ -26,7 +26,7 @@ GENERATED = (
 def _call(
     name: str, op: str, reads: tuple[FieldUse, ...], writes: tuple[FieldUse, ...], **more: object
 ) -> Call:
-    scope = more.pop("scope", "sample")
+    scope, renamed = more.pop("scope", "sample"), more.pop("renamed", "{}")
     kind = {"function": "function", "train": "loss", "infer": "output", "generate": "function"}[op]
     decl = FunctionDecl(name, kind, reads, writes, scope=scope)  # type: ignore[arg-type]
     return Call(
@@ -34,15 +34,27 @@ def _call(
         op,  # type: ignore[arg-type]
         decl,
         reads={use.name: use.field for use in reads},
-        writes={use.name: use.field for use in writes},
+        writes={use.name: str(renamed).format(use.field) for use in writes},
         **more,  # type: ignore[arg-type]
     )
 
 
 def grpo(
-    *, steps: int = 3, prompts: int = 4, samples: int = 2, minibatches: int = 2, evaluate: int | None = None
+    *,
+    steps: int = 3,
+    prompts: int = 4,
+    samples: int = 2,
+    minibatches: int = 2,
+    evaluate: int | None = None,
+    second: int | None = None,
+    train_every: int | None = None,
 ) -> Graph:
-    """rollout -> reward -> credit -> train, with a reference model, and perhaps a periodic call."""
+    """rollout -> reward -> credit -> train, with a reference model.
+
+    `evaluate` is the period of a call that reads rewards, `second` that of another rollout `greedy`
+    (its fields have other names) with a call `grade` that reads its text, in the order of the graph
+    before everything else; `train_every` that of training.
+    """
     tokens, logprobs = GENERATED[0], GENERATED[1]
     rewards = FieldUse("rewards", "rewards", "sample", "float")
     advantages = FieldUse("advantages", "advantages", "sample", "float")
@@ -59,12 +71,19 @@ def grpo(
             (),
             model="actor",
             minibatches=minibatches,
+            every=train_every,
         ),
     ]
+    if second is not None:
+        said = FieldUse("completion", "greedy_completion", "sample", "text")
+        grade = FieldUse("grade", "grade", "sample", "float")
+        more = {"model": "actor", "samples": samples, "sampling": Sampling(8, temperature=0), "every": second}
+        calls.insert(0, _call("greedy", "generate", (), GENERATED, renamed="greedy_{}", **more))
+        calls.insert(1, _call("grade", "function", (said,), (grade,), every=second))
     if evaluate is not None:
         count = FieldUse("count", "count", "sample", "float")
         calls.append(_call("audit", "function", (rewards,), (count,), scope="batch", every=evaluate))
-    written = [use for call in calls for use in call.decl.writes]
+    written = {call.writes[use.name]: use for call in calls for use in call.decl.writes}
     return Graph(
         name="scene",
         models={
@@ -76,8 +95,8 @@ def grpo(
         steps=steps,
         prompts=prompts,
         samples=samples,
-        extents={use.field: use.extent for use in written},
-        dtypes={use.field: use.dtype for use in written},
+        extents={field: use.extent for field, use in written.items()},
+        dtypes={field: use.dtype for field, use in written.items()},
     )
 
 
@@ -95,11 +114,7 @@ def place(graph: Graph, devices: int, ranks: dict[str, tuple[int, ...]], **more:
         for call in graph.calls
     }
     reallocs = tuple(
-        ReallocPlan(str(call.model), train.name, call.name, 1, 1)
-        for model, train in graph.trained().items()
-        for call in graph.calls
-        if call.model == model
-        and call.name != train.name
-        and set(calls[call.name].ranks) - set(calls[train.name].ranks)
+        ReallocPlan(model, source, destination, count, count)
+        for model, source, destination, count in needed_reallocs(graph, calls)
     )
     return Plan(graph, Cluster((Node("local", devices),)), calls, reallocs=reallocs, **more)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from scenes import grpo, place
 
 from realflow.planfile import Plan
 from realflow.runtime.core import (
+    MASK,
     RECORD,
     Abort,
     Core,
@@ -38,6 +40,7 @@ from realflow.runtime.messages import (
     SampleReady,
     Save,
 )
+from realflow.runtime.readiness import main_rollout, token_sources
 
 
 class Workers:
@@ -62,6 +65,12 @@ class Workers:
         self.freed: set[tuple[str, int]] = set()
         self.dispatched: list[str] = []
         self.taken: list[object] = []
+        self.sources = token_sources(self.plan.graph)
+        self.rollouts = [call.name for call in self.plan.graph.calls if call.op == "generate"]
+
+    def length(self, rollout: str | None, sample: int) -> int:
+        """Tokens of a sample, which differ between rollouts."""
+        return 5 + sample % 7 + 20 * self.rollouts.index(str(rollout))
 
     def take(self, to: To) -> None:
         message, rank = to.message, to.rank
@@ -85,7 +94,9 @@ class Workers:
             self.orders[rank].append(message.order)
 
     def _check_inputs(self, rank: int, message: Execute) -> None:
-        wanted = {s for shard in message.shards for s in shard}
+        ordered = [s for shard in message.shards for s in shard]
+        wanted, source = set(ordered), self.sources[message.call]
+        assert message.lengths == [self.length(source, s) for s in ordered]
         by_field: dict[str, set[int]] = defaultdict(set)
         for name, owner, ids in message.inputs:
             assert {(name, s) for s in ids} <= self.store[owner], (
@@ -112,7 +123,8 @@ class Workers:
                     n = self.plan.graph.samples
                     group = self.feeds[key][0]
                     ids = list(range(group * n, group * n + n))
-                    possible.append(SampleReady(head.dispatch, rank, ids, [5 + s % 7 for s in ids]))
+                    lengths = [self.length(head.call, s) for s in ids]
+                    possible.append(SampleReady(head.dispatch, rank, ids, lengths))
                 elif key in self.drained:
                     possible.append(DispatchDone(head.dispatch, rank))
             elif self._others_there(head):
@@ -142,7 +154,10 @@ class Workers:
                 self.versions.append((message.call, message.step, self.weights[event.rank, "actor"]))
                 assert self.weights[event.rank, "actor"] == message.version
             if isinstance(message, Reallocate):
-                self.weights[event.rank, message.model] = message.version
+                assert not set(message.sources) & set(message.destinations)
+                if event.rank in message.destinations:
+                    self.weights[event.rank, message.model] = message.version
+                assert self.weights[event.rank, message.model] == message.version, "a source is stale"
             if isinstance(message, Execute):
                 self.dispatched.append(event.dispatch)
                 if self.plan.graph.call(call).op == "train":
@@ -188,14 +203,24 @@ PLACES = [
     (4, {"rollout": (0, 1), "train": (2,), "ref": (3,)}),
     (3, {"rollout": (0, 1, 2), "train": (1, 2), "ref": (2,), "reward": (0,), "credit": (1,)}),
     (3, {"rollout": (2,), "train": (0, 1), "credit": (2,)}),
+    (3, {"rollout": (0, 1), "train": (2,), "greedy": (1,), "grade": (0,)}),
 ]
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**9), where=st.sampled_from(PLACES), evaluate=st.sampled_from([None, 2]))
-def test_any_order_of_legal_events_completes(seed: int, where: tuple, evaluate: int | None) -> None:
+@given(
+    seed=st.integers(0, 10**9),
+    where=st.sampled_from(PLACES),
+    evaluate=st.sampled_from([None, 2]),
+    second=st.sampled_from([None, 1, 2]),
+    train_every=st.sampled_from([None, 2, 5]),
+)
+def test_any_order_of_legal_events_completes(
+    seed: int, where: tuple, evaluate: int | None, second: int | None, train_every: int | None
+) -> None:
     devices, ranks = where
-    plan = place(grpo(evaluate=evaluate), devices, ranks)
+    graph = grpo(evaluate=evaluate, second=second, train_every=train_every)
+    plan = place(graph, devices, ranks)
     workers, told = simulate(plan, seed)
     assert [t.step for t in told if isinstance(t, StepDone)] == [0, 1, 2]
     assert isinstance(told[-1], Finished)
@@ -203,9 +228,11 @@ def test_any_order_of_legal_events_completes(seed: int, where: tuple, evaluate: 
     for orders in workers.orders.values():
         assert orders == sorted(orders), "a rank got ordered messages out of order"
     assert not any(workers.store.values()), "fields were left behind"
-    assert [version for call, step, version in workers.versions if call == "rollout"] == [
-        2 * step for call, step, version in workers.versions if call == "rollout"
-    ]
+    opened = [(call, step) for call, step, _ in workers.versions]
+    assert {step for call, step in opened if call == "rollout"} == {0, 1, 2}
+    assert {step for call, step in opened if call == "greedy"} == {None: set(), 1: {0, 1, 2}, 2: {1}}[second]
+    for _, step, version in workers.versions:
+        assert version == 2 * (step // (train_every or 1)), "not the weights after the trainings so far"
 
 
 def test_same_events_same_instructions() -> None:
@@ -252,6 +279,55 @@ def test_reallocation_only_where_weights_lack() -> None:
     moves = [message for message in apart.taken if isinstance(message, Reallocate)]
     assert len(moves) == 3 * 2, "three ranks take part after each step but the last"
     assert {v for _, step, v in apart.versions if step == 2} == {4}
+
+
+def test_only_ranks_that_lack_weights_get_them() -> None:
+    plan = place(grpo(second=2, steps=4), 4, {"greedy": (1,), "rollout": (0, 1), "train": (2,), "ref": (3,)})
+    workers, _ = simulate(plan, 5)
+    moves = {(m.dispatch, tuple(m.sources), tuple(m.destinations)) for m in workers.taken if is_move(m)}
+    assert moves == {
+        # `greedy` runs in steps 1 and 3: there it comes first, and `rollout` has the weights on rank 1.
+        ("realloc:actor:greedy@v2", (2,), (1,)),
+        ("realloc:actor:rollout@v2", (1, 2), (0,)),
+        ("realloc:actor:rollout@v4", (2,), (0, 1)),
+        ("realloc:actor:greedy@v6", (2,), (1,)),
+        ("realloc:actor:rollout@v6", (1, 2), (0,)),
+    }
+    most: dict[str, int] = defaultdict(int)
+    for dispatch, _, destinations in moves:
+        call = dispatch.partition("@")[0].rpartition(":")[2]
+        most[call] = max(most[call], len(destinations))
+    assert {realloc.destination: realloc.bytes for realloc in plan.reallocs} == most
+
+
+def is_move(message: object) -> bool:
+    return isinstance(message, Reallocate)
+
+
+@pytest.mark.parametrize(("start", "trained"), [(0, 0), (1, 0), (2, 1), (5, 2)])
+def test_a_resumed_run_counts_the_trainings_that_were_due(start: int, trained: int) -> None:
+    core = Core(place(grpo(steps=8, train_every=2, minibatches=2), 1, {}), start_step=start)
+    assert core.versions == {"actor": 2 * trained}
+
+
+def test_a_run_that_cannot_go_on_says_what_waits() -> None:
+    graph = grpo(second=1)
+    circle = {"greedy": {"x": "grade"}, "grade": {"completion": "greedy_completion"}}
+    calls = [replace(call, reads=circle.get(call.name, call.reads)) for call in graph.calls]
+    core = Core(place(replace(graph, calls=tuple(calls)), 1, {}))
+    workers, out = Workers(core.plan, 0), core.handle(Ready(0, 0.0), 0.0)
+    while not any(isinstance(instruction, Abort) for instruction in out):
+        for instruction in out:
+            workers.take(instruction)
+        event = workers.events()[0]
+        workers.happened(event)
+        out = core.handle(event, 0.0)
+    text = abort_text(out)
+    assert "no call is under way and none can start" in text
+    assert "greedy@0 waits for 8 samples of grade" in text
+    assert "grade@0 waits for 8 samples of greedy" in text
+    assert "train@0 waits for weights of actor (0 of 0 train dispatches are done), greedy" in text
+    assert "reward@0" not in text, "it has finished"
 
 
 def started(plan: Plan) -> Core:
@@ -303,3 +379,26 @@ def test_record_reads_what_samples_have() -> None:
     plan = with_record(place(grpo(), 2, {}))
     record = plan.graph.call(RECORD)
     assert set(record.reads.values()) == {"completion", "rewards", "advantages", "loss_mask"}
+
+
+def test_the_main_rollout_is_the_one_that_is_trained_on() -> None:
+    graph = grpo(second=1)
+    assert graph.calls[0].name == "greedy"
+    rollout = main_rollout(graph)
+    assert rollout is not None
+    assert rollout.name == "rollout"
+    sources = token_sources(graph)
+    assert sources["grade"] == sources["greedy"] == "greedy"
+    assert {sources[name] for name in ("reward", "ref", "credit", "train")} == {"rollout"}
+    rest = replace(graph, calls=tuple(call for call in graph.calls if call.name != "train"))
+    first = main_rollout(rest)
+    assert first is not None
+    assert first.name == "greedy"
+
+
+def test_periodic_rollouts_are_recorded_when_they_run() -> None:
+    graph = grpo(second=2)
+    alone = replace(graph, calls=graph.calls[:2])
+    record = with_record(place(alone, 1, {})).graph.call(RECORD)
+    assert record.every == 2
+    assert record.reads == {"completion": "greedy_completion", "grade": "grade", MASK: "greedy_loss_mask"}
