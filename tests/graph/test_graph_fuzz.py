@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -77,9 +78,23 @@ def changed(path: tuple, value: Any, how: str) -> dict:
     return mapping
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(PLACES), ODD, st.sampled_from(["replace", "remove", "add"]))
+changes = given(st.sampled_from(PLACES), ODD, st.sampled_from(["replace", "remove", "add"]))
+
+
+@settings(max_examples=100, deadline=None)
+@changes
 def test_a_changed_graph_is_read_or_refused(path: tuple, value: Any, how: str) -> None:
+    read_or_refused(path, value, how)
+
+
+@pytest.mark.full
+@settings(max_examples=3000, deadline=None)
+@changes
+def test_many_changed_graphs_are_read_or_refused(path: tuple, value: Any, how: str) -> None:
+    read_or_refused(path, value, how)
+
+
+def read_or_refused(path: tuple, value: Any, how: str) -> None:
     try:
         graph = load_graph(changed(path, value, how))
     except InputError as error:
@@ -89,13 +104,27 @@ def test_a_changed_graph_is_read_or_refused(path: tuple, value: Any, how: str) -
     to_svg(graph), to_mermaid(graph)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
+damages = given(
     st.integers(0, len(TEXT)),
     st.integers(0, 30),
     st.text(max_size=12) | st.sampled_from("{}[]:-&*!|>'\"%@`\n\t#"),
 )
+
+
+@settings(max_examples=100, deadline=None)
+@damages
 def test_a_damaged_file_is_read_or_refused(start: int, length: int, put: str) -> None:
+    damaged(start, length, put)
+
+
+@pytest.mark.full
+@settings(max_examples=3000, deadline=None)
+@damages
+def test_many_damaged_files_are_read_or_refused(start: int, length: int, put: str) -> None:
+    damaged(start, length, put)
+
+
+def damaged(start: int, length: int, put: str) -> None:
     text = TEXT[:start] + put + TEXT[start + length :]
     try:
         load_graph(text)

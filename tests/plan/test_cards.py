@@ -74,6 +74,14 @@ def test_card_of_the_real_model() -> None:
     assert made.tensor_styles["model.layers.*.self_attn.q_proj"] == "colwise"
 
 
+def test_bytes_of_dtypes_are_those_of_torch() -> None:
+    """Cards know dtypes without torch."""
+    from realflow.models.card import ITEMSIZE
+    from realflow.models.causal import DTYPES
+
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()}.items() <= ITEMSIZE.items()
+
+
 def test_a_card_is_made_in_another_process_once(tmp_path: Path, cache: Path) -> None:
     from tiny import tiny_model
 

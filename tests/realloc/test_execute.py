@@ -19,12 +19,16 @@ from realflow.realloc.transfers import TensorSpec, replicated, transfers
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_four_ranks_bit_equal_there_and_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "count"),
+    [("some", 9 * 3 + 9 * 2), pytest.param("every", 9 * 9 + 9 * 2, marks=pytest.mark.full)],
+)
+def test_four_ranks_bit_equal_there_and_back(tmp_path: Path, pairs: str, count: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = str(Path(__file__).with_name("realloc_ranks.py"))
     ranks = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path / "store")],
+            [sys.executable, script, str(rank), str(tmp_path / "store"), pairs],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -39,7 +43,7 @@ def test_four_ranks_bit_equal_there_and_back(tmp_path: Path) -> None:
             process.kill()
     assert [process.returncode for process in ranks] == [0] * 4, "\n".join(outputs)
     results = [json.loads(output.splitlines()[-1]) for output in outputs]
-    assert {result["pairs"] for result in results} == {9 * 9 + 9 * 2}
+    assert {result["pairs"] for result in results} == {count}
     # The control: one dropped transfer, noticed by both checks and by one rank only.
     assert sorted(result["noticed"] for result in results) == [[], [], [], ["equal", "verify"]]
 

@@ -17,7 +17,7 @@ from realflow.realloc.messages import messages
 from realflow.realloc.transfers import Schedule, Tensors, TensorSpec, replicated, transfers
 
 RANKS = 6
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def elements(box: Box) -> set[tuple[int, ...]]:
@@ -104,11 +104,29 @@ def pairs(draw: st.DrawFn) -> tuple[Tensors, Tensors]:
     return src, dst
 
 
+routes = given(
+    pairs(), st.one_of(st.none(), st.lists(st.sampled_from("xyz"), min_size=RANKS, max_size=RANKS))
+)
+
+
 @quick
-@given(pairs(), st.one_of(st.none(), st.lists(st.sampled_from("xyz"), min_size=RANKS, max_size=RANKS)))
+@routes
 def test_every_missing_element_is_written_once(
     pair: tuple[Tensors, Tensors], nodes: list[str] | None
 ) -> None:
+    written_once(pair, nodes)
+
+
+@pytest.mark.full
+@settings(quick, max_examples=2000)
+@routes
+def test_every_missing_element_is_written_once_thoroughly(
+    pair: tuple[Tensors, Tensors], nodes: list[str] | None
+) -> None:
+    written_once(pair, nodes)
+
+
+def written_once(pair: tuple[Tensors, Tensors], nodes: list[str] | None) -> None:
     src, dst = pair
     topology = None if nodes is None else dict(enumerate(nodes))
     schedule = transfers(src, dst, topology, min_split_bytes=1)
