@@ -86,4 +86,4 @@ def test_the_search_is_cheap() -> None:
     while slots.queue:
         admit(slots, cache)
         slots.remove({s.id for s in slots.running})
-    assert time.process_time() - started < 1.0  # 640 x 64 x 1,000 comparisons in Python took about 2 s
+    assert time.process_time() - started < 0.5  # it takes 0.05 s; comparing in Python took 1.7 s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,8 +16,16 @@ def planned(target: str, *variables: str) -> list[str]:
     """The commands that `make target` would run, one a line."""
     make = shutil.which("make")
     assert make is not None, "the README promises that make is all that is needed"
+    # Under `make test` the whole environment would make it a sub-make with the outer one's variables.
+    environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [make, "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        [make, "-n", target, *variables],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     )
     return done.stdout.splitlines()
 
