@@ -200,7 +200,7 @@ class TrainEngine:
                 sums[name] = sums.get(name, 0.0) + value
         self._gradients.finish()
         if self.size > 1:
-            dist.reduce_scatter_tensor(self.gradient, self._gradients.data, group=self._group)
+            dist.reduce_scatter_single(self.gradient, self._gradients.data, group=self._group)
         totals = self._sum_by_name(sums)
         return {name: value if name == "loss" else value / tokens for name, value in totals.items()}
 
@@ -329,7 +329,7 @@ class TrainEngine:
             local[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else local[:0]
             local = local.to(self.model.device)
             everyone = local.new_empty(self.size * NAMES_BYTES)
-            dist.all_gather_into_tensor(everyone, local, group=self._group)
+            dist.all_gather_single(everyone, local, group=self._group)
             rows = everyone.cpu().view(self.size, NAMES_BYTES).numpy()
             texts = [row.tobytes().rstrip(b"\0").decode() for row in rows]
             names = sorted({name for text in texts for name in text.split("\n") if name})
@@ -342,7 +342,7 @@ class TrainEngine:
             self._weights.copy_(self._optimizer.master)
         if self.size > 1:
             whole = self.model.flat.padded(self.size)
-            dist.all_gather_into_tensor(whole, self._weights.clone(), group=self._group)
+            dist.all_gather_single(whole, self._weights.clone(), group=self._group)
 
     def _culprits(self) -> str:
         """Parameters of this rank's shard with gradients that are not finite, for the message."""

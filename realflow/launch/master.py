@@ -18,10 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from realflow.data.balance import CostModel
 from realflow.errors import InputError
-from realflow.models.card import card
-from realflow.models.paths import resolve_model
+from realflow.models.costs import sequence_costs
 from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
 from realflow.planfile import Plan, read_plan
@@ -42,15 +40,6 @@ def json_lines(stream: Any) -> Emit:
     return emit
 
 
-def costs(plan: Plan) -> dict[str, CostModel]:
-    """Model -> the time of a sequence by its length (tokens, and attention's square of them)."""
-    cards = {name: card(resolve_model(spec.path)) for name, spec in plan.graph.models.items()}
-    return {
-        name: CostModel.for_sizes(params=known.size, layers=known.layers, hidden=known.hidden)
-        for name, known in cards.items()
-    }
-
-
 def main(argv: list[str] | None = None) -> int:
     """The process's entry point."""
     parser = argparse.ArgumentParser(prog="realflow.launch.master")
@@ -67,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             RunFiles(arguments.run_dir, plan),
             _voice(arguments.events, plan, arguments.run_dir),
             start_step=arguments.start_step,
-            costs=costs(plan),
+            costs=sequence_costs(plan.graph),
             started_by_rank_0=arguments.events is None,
         )
         rendezvous = master.listen()

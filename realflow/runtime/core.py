@@ -19,12 +19,23 @@ Rules, in the order in which they are applied:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from realflow.data.balance import minibatches
-from realflow.graph.types import Call, FieldUse, FunctionDecl, Graph
+from realflow.graph.types import Call, Graph
 from realflow.planfile import CallPlan, Plan
 from realflow.runtime.assign import Cost, divide, near_owner
+from realflow.runtime.events import (
+    Abort,
+    Event,
+    Finished,
+    Instruction,
+    Saved,
+    StepDone,
+    Tick,
+    To,
+    WorkerLost,
+)
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -33,7 +44,6 @@ from realflow.runtime.messages import (
     Feed,
     Free,
     Halt,
-    Message,
     Open,
     Ready,
     Reallocate,
@@ -44,91 +54,22 @@ from realflow.runtime.readiness import (
     StepReadiness,
     dispatches_before,
     last_readers,
-    main_rollout,
     producers,
     token_sources,
 )
-
-RECORD = ":record"
-"""Name of the call that the core adds to write samples.jsonl; no user's call can be named so."""
-
-MASK = ":loss_mask"
-"""Its name for the rollout's loss mask, which is read for the response's length alone."""
-
-
-# ---- events of the shell ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLost:
-    """A worker's process is gone, or silent for too long."""
-
-    rank: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed; deadlines are looked at."""
-
-
-Event = Ready | SampleReady | DispatchDone | Failed | WorkerLost | Tick
-
-
-# ---- instructions -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class To:
-    """Send `message` to `rank`."""
-
-    rank: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """All calls of a step have ended."""
-
-    step: int
-    started: float
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """All ranks have written their part of the checkpoint of `step`: it can get its final name."""
-
-    step: int
-    files: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The run is complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The run has failed; `text` says what, where, and what the others were doing. `refused`: the
-    input is wrong, and nothing was run."""
-
-    text: str
-    refused: bool = False
-
-
-Instruction = To | StepDone | Saved | Finished | Abort
+from realflow.runtime.record import with_record
 
 
 @dataclass
 class _Dispatch:
-    """A dispatch under way."""
+    """A dispatch under way. `limit` is in seconds after the last sign of progress on its ranks."""
 
     name: str
     step: int
     call: str
     pending: set[int]
     ids: dict[int, list[int]]
-    started: float
+    limit: float
     deadline: float
     files: dict[str, str] = field(default_factory=dict)
 
@@ -140,39 +81,6 @@ class _Stream:
     waiting: list[int]
     outstanding: dict[int, int]
     drained: bool = False
-
-
-def with_record(plan: Plan) -> Plan:
-    """The plan with the call that records the main rollout's samples, if something is generated.
-
-    It runs whenever that call does, and reads what the calls that then run too write for each sample.
-    What the rollout writes it records under the names that every rollout's fields have.
-    """
-    graph = plan.graph
-    rollout = main_rollout(graph)
-    if rollout is None:
-        return plan
-    there = [call for call in graph.calls if (rollout.every or 1) % (call.every or 1) == 0]
-    hidden = {call.writes.get("group_id") for call in there if call.op == "generate"}
-    wanted = [
-        field
-        for writer in there
-        for field in writer.writes.values()
-        if graph.extents.get(field) == "sample" and field not in hidden
-    ]
-    own = {field: name for name, field in rollout.writes.items() if name not in wanted}
-    uses = [FieldUse(own.get(field, field), field, "sample", graph.dtypes[field]) for field in wanted]
-    mask = rollout.writes["loss_mask"]
-    reads = (*uses, FieldUse(MASK, mask, "token", "bool"))
-    decl = FunctionDecl(RECORD, "function", reads=reads, scope="group")
-    names = {use.name: use.field for use in reads}
-    call = Call(RECORD, "function", decl, reads=names, every=rollout.every)
-    where = plan.calls[rollout.name]
-    return replace(
-        plan,
-        graph=replace(graph, calls=(*graph.calls, call)),
-        calls={**plan.calls, RECORD: replace(where, engine="python")},
-    )
 
 
 def replicas(where: CallPlan) -> tuple[int, ...]:
@@ -243,6 +151,7 @@ class Core:
         step = self._steps[dispatch.step]
         step.lengths[dispatch.call].update(zip(event.ids, event.lengths, strict=True))
         step.produced(dispatch.call, event.rank, event.ids)
+        self._progress(event.rank, now)
         self._streams[dispatch.name].outstanding[event.rank] -= len(event.ids)
         self._feed(dispatch)
         self._advance(now)
@@ -250,6 +159,7 @@ class Core:
     def _dispatch_done(self, event: DispatchDone, now: float) -> None:
         dispatch = self._known(event.dispatch, event.rank)
         dispatch.pending.discard(event.rank)
+        self._progress(event.rank, now)
         dispatch.files.update(event.files)
         self._busy.get(dispatch.call, set()).discard(event.rank)
         step = self._steps.get(dispatch.step)
@@ -491,8 +401,17 @@ class Core:
         where = self.plan.calls.get(call)
         predicted = where.predicted_seconds if where else None
         limit = max(self.plan.deadline_floor_seconds, self.plan.deadline_factor * (predicted or 0.0))
+        known = next((c for c in self.graph.calls if c.name == call), None)
+        if known is not None and known.op == "function":
+            limit = max(limit, 2 * known.timeout)  # its own watchdog, which can say more, comes first
         assert name not in self._dispatches, name
-        self._dispatches[name] = _Dispatch(name, step, call, set(ids), ids, now, now + limit)
+        self._dispatches[name] = _Dispatch(name, step, call, set(ids), ids, limit, now + limit)
+
+    def _progress(self, rank: int, now: float) -> None:
+        """A rank has reported: what it still has to do, perhaps queued until now, gets its full time."""
+        for dispatch in self._dispatches.values():
+            if rank in dispatch.pending:
+                dispatch.deadline = now + dispatch.limit
 
     def _free(self, step: StepReadiness, call: Call) -> None:
         """Free the fields whose last reader has just finished."""
@@ -524,7 +443,7 @@ class Core:
             if now > dispatch.deadline:
                 ranks = ", ".join(str(rank) for rank in sorted(dispatch.pending))
                 self._fail(
-                    f"{dispatch.name} is past its deadline of {dispatch.deadline - dispatch.started:.0f} s; "
+                    f"{dispatch.name} is past its deadline of {dispatch.limit:.0f} s without progress; "
                     f"not finished on rank {ranks}"
                 )
                 return
@@ -556,10 +475,19 @@ class Core:
 
     def _doing(self, rank: int) -> str:
         """What a rank has not finished, oldest first."""
-        names = [d.name for d in self._dispatches.values() if rank in d.pending]
+        names = [self._described(d, rank) for d in self._dispatches.values() if rank in d.pending]
         if names:
             return " and ".join(names)
         return "start-up" if rank in self._not_ready else "nothing (it was waiting for work)"
+
+    def _described(self, dispatch: _Dispatch, rank: int) -> str:
+        """A dispatch by name; of a function also which, and on what samples: it may be what went wrong."""
+        call = next((c for c in self.graph.calls if c.name == dispatch.call), None)
+        if call is None or call.op != "function":
+            return dispatch.name
+        ids = dispatch.ids[rank]
+        shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
+        return f"{dispatch.name} ({call.decl.name} on samples {shown})"
 
     def _fail(self, text: str, refused: bool = False) -> None:
         others = [f"  rank {rank}: {self._doing(rank)}" for rank in range(min(self.plan.world_size, 16))]

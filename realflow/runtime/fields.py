@@ -56,7 +56,7 @@ def folder_of(graph: Graph) -> Path | None:
     return Path(graph.folder) if graph.folder else None
 
 
-def make_data(plan: Plan, hosts: Hosts, run_dir: Path) -> DataFields:
+def make_data(plan: Plan, hosts: Hosts) -> DataFields:
     """The data section as this worker reads it.
 
     Where calls of this rank read the data's tokens and none runs the model that tokenizes them, its

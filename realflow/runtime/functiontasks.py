@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from typing import Any
 from realflow.engines.functions import FunctionError, Progress, load_callable, run_function
 from realflow.graph.types import Call
 from realflow.planfile import Plan
-from realflow.runtime.core import MASK, RECORD
 from realflow.runtime.fields import DataFields, Inputs, folder_of
 from realflow.runtime.link import MasterLink
 from realflow.runtime.messages import DispatchDone, Execute, Failed
 from realflow.runtime.readiness import main_rollout
+from realflow.runtime.record import MASK, RECORD
 from realflow.runtime.stats import Spans, field_stats
 from realflow.runtime.store import FieldStore
+
+GRACE_SECONDS = 3.0
+"""How long after its time limit a function may live before the process is ended by force."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class FunctionTasks:
         values = self._inputs.values(call, ids)
         with spans:
             self._running = _Running(message.dispatch, call, ids, time.monotonic())
+            # A function that never lets go of the interpreter (a backtracking regex) stops the watchdog
+            # too; this timer is not Python: it prints where everything stands and ends the process.
+            faulthandler.dump_traceback_later(call.timeout + GRACE_SECONDS, exit=True)
             try:
                 outputs = run_function(
                     self._functions[call.name],
@@ -68,6 +75,7 @@ class FunctionTasks:
                     progress=self._progress,
                 )
             finally:
+                faulthandler.cancel_dump_traceback_later()
                 self._running = None
         for name, column in outputs.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
@@ -104,7 +112,7 @@ class FunctionTasks:
             group = sample // self._graph.samples
             row: dict[str, Any] = {"step": message.step, "sample_id": sample, "group_id": group}
             columns = self._data.row(group).items()
-            row |= {self._shown(name): v for name, v in columns if isinstance(v, str | int | float)}
+            row |= {self._shown(name): v for name, v in columns if isinstance(v, str | int | float | list)}
             row |= {name: values[field][index] for name, field in call.reads.items() if name != MASK}
             row["length"] = int(values[call.reads[MASK]][index].sum())
             rows.append(row)

@@ -20,18 +20,8 @@ from realflow.planfile import Plan
 from realflow.runtime.assign import Cost
 from realflow.runtime.bootstrap import is_alone
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
-from realflow.runtime.core import (
-    Abort,
-    Core,
-    Event,
-    Finished,
-    Instruction,
-    Saved,
-    StepDone,
-    Tick,
-    To,
-    WorkerLost,
-)
+from realflow.runtime.core import Core
+from realflow.runtime.events import Abort, Event, Finished, Instruction, Saved, StepDone, Tick, To, WorkerLost
 from realflow.runtime.messages import (
     Beat,
     Begin,

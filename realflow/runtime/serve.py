@@ -20,7 +20,6 @@ from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan
 from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
-from realflow.runtime.core import with_record
 from realflow.runtime.directory import remove_partial
 from realflow.runtime.fields import Inputs, make_data
 from realflow.runtime.functiontasks import FunctionTasks
@@ -29,6 +28,7 @@ from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import STARTUP, MasterLink
 from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, Ready, Reallocate, Save
 from realflow.runtime.modeltasks import ModelTasks
+from realflow.runtime.record import with_record
 from realflow.runtime.store import FieldStore
 from realflow.runtime.transport import FieldClient, FieldServer
 
@@ -74,7 +74,7 @@ class Worker:
         self.hosts = Hosts(self.plan, self.rank, device, groups, self._checkpoint)
         if self.plan.graph.folder:  # the user's functions import what lies beside the graph, also late;
             sys.path.append(self.plan.graph.folder)  # last, so that it hides nothing
-        data = make_data(self.plan, self.hosts, self.run_dir)
+        data = make_data(self.plan, self.hosts)
         self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
         self.models = ModelTasks(
             self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir

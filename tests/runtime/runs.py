@@ -61,6 +61,7 @@ checkpoint: {{every: 2 steps}}
 
 REWARDS = """\
 import pathlib
+import re
 import time
 
 def letters(completions, answer, **columns):
@@ -93,6 +94,9 @@ def fails_once(completions, **columns):
         (folder / "failed.txt").touch()
         raise RuntimeError("only this once")
     return letters(completions, ["1"] * len(completions))
+
+def spins(completions, **columns):
+    return [float(bool(re.match("(a+)+$", "a" * 64 + "b"))) for _ in completions]
 
 def slow(completions, **columns):
     time.sleep(0.5)

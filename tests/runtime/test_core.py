@@ -12,20 +12,8 @@ from hypothesis import strategies as st
 from scenes import grpo, place
 
 from realflow.planfile import Plan
-from realflow.runtime.core import (
-    MASK,
-    RECORD,
-    Abort,
-    Core,
-    Event,
-    Finished,
-    Saved,
-    StepDone,
-    Tick,
-    To,
-    WorkerLost,
-    with_record,
-)
+from realflow.runtime.core import Core
+from realflow.runtime.events import Abort, Event, Finished, Saved, StepDone, Tick, To, WorkerLost
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -41,6 +29,7 @@ from realflow.runtime.messages import (
     Save,
 )
 from realflow.runtime.readiness import main_rollout, token_sources
+from realflow.runtime.record import MASK, RECORD, with_record
 
 
 class Workers:
@@ -358,7 +347,7 @@ def test_a_worker_lost_before_it_was_ready() -> None:
 def test_a_deadline() -> None:
     core = started(place(grpo(), 2, {}, deadline_floor_seconds=10.0))
     assert core.handle(Tick(), 9.0) == []
-    assert "rollout@0 is past its deadline of 10 s; not finished on rank 0, 1" in abort_text(
+    assert "rollout@0 is past its deadline of 10 s without progress; not finished on rank 0, 1" in abort_text(
         core.handle(Tick(), 11.0)
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import write_graph
 from scenes import grpo, place
 from tiny import tiny_model
 
@@ -27,6 +26,7 @@ from realflow.runtime.hosts import Hosts, draw_seed
 from realflow.runtime.messages import DispatchDone, Execute
 from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.store import FieldStore
+from runs import write_graph
 
 PAIRS = """\
 name: pairs
@@ -76,14 +76,14 @@ def test_data_tokens_are_the_same_with_and_without_the_model(tmp_path: Path, ran
     made = pairs(tmp_path, "false")
     loaded = hosts(made, rank)
     assert ("actor" in loaded.hosts) == (rank == 1)
-    data = make_data(made, loaded, tmp_path)
+    data = make_data(made, loaded)
     found = sorted(len(tokens) for tokens in data.values("tokens", [0, 1]))
     assert found == [4 + 1 + 1, 3 + 5 + 1], "plain text: a token each character, and the end"
 
 
 def test_chat_data_are_in_the_template(tmp_path: Path) -> None:
     made = pairs(tmp_path, "true")
-    data = make_data(made, hosts(made, 0), tmp_path)
+    data = make_data(made, hosts(made, 0))
     assert min(len(tokens) for tokens in data.values("tokens", [0, 1])) > 20
 
 
@@ -91,7 +91,7 @@ def model_tasks(folder: Path, max_length: int | None) -> ModelTasks:
     graph = load_graph(write_graph(folder), ["steps=1"])
     made = plan(replace(graph, data=replace(graph.data, max_length=max_length)), devices=1)
     loaded = hosts(made, 0)
-    data = make_data(made, loaded, folder)
+    data = make_data(made, loaded)
     unused = SimpleNamespace()
     return ModelTasks(made, 0, loaded, unused, unused, data, unused, folder)  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ def test_a_function_is_told_the_lengths_of_data_tokens(tmp_path: Path) -> None:
     sent: list[DispatchDone] = []
     link: Any = SimpleNamespace(send=sent.append)
     client: Any = SimpleNamespace(fetch_many=lambda wanted: [])
-    data, store = make_data(made, hosts(made, 0), tmp_path), FieldStore()
+    data, store = make_data(made, hosts(made, 0)), FieldStore()
     inputs = Inputs(0, made.graph, store, client, data)
     message = Execute(1, "count@0.0", "count", 0, [[0, 1]], [])
     inputs.prefetch(message)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import execute, write_graph
 
 from realflow.api import plan
 from realflow.errors import InputError, RunError
 from realflow.graph import load_graph
 from realflow.launch.local import supervise
 from realflow.planfile import write_plan
+from runs import execute, write_graph
 
 SECONDS = 10.0
 SAMPLE = r"sample \d+: "
@@ -180,4 +180,19 @@ def test_bad_reward_functions(tmp_path: Path, reward: str, timeout: float, told:
     for part in rest:
         assert part in text
     assert (tmp_path / "run" / "error.txt").read_text().strip() in text
+    check_whole(tmp_path / "run")
+
+
+def test_a_reward_that_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
+    """A backtracking regex: no other thread of the worker runs, not even its watchdog."""
+    graph = write_graph(tmp_path, reward="my_rewards:spins", timeout=1)
+    started = time.monotonic()
+    with pytest.raises(RunError) as caught:
+        execute(graph, tmp_path / "run", 1)
+    text = str(caught.value)
+    assert re.search(r"rank 0 has died .* during .*reward@0\.\d+ \(my_rewards:spins on samples \d+", text), (
+        text
+    )
+    assert "in spins" in (tmp_path / "run" / "workers.log").read_text(), "the log shows where it stood"
+    assert time.monotonic() - started < 60
     check_whole(tmp_path / "run")

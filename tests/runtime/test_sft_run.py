@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import execute, weights
 from tiny import tiny_model
+
+from runs import execute, weights
 
 STEPS = 6
 
