@@ -9,9 +9,7 @@ from safetensors.torch import save_file
 
 from realflow.engines.train import MasterState, TrainEngine
 from realflow.errors import InputError
-from realflow.files import beside, file_digest
-
-__all__ = ["file_digest", "load_state", "save_state"]
+from realflow.files import beside
 
 
 def save_state(engine: TrainEngine, directory: Path, rank: int, size: int) -> Path:

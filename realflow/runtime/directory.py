@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from realflow.errors import InputError
+from realflow.files import file_digest
 from realflow.graph import Graph, graph_to_mapping
 from realflow.planfile import Plan, write_plan
 
@@ -119,9 +119,8 @@ def latest_checkpoint(run_dir: Path) -> tuple[int, Path]:
         file = path / name
         if not file.is_file():
             raise InputError(f"checkpoint {path}: {name} is missing")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise InputError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
+        if file_digest(file) != digest:
+            raise InputError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
     return steps, path
 
 

@@ -12,8 +12,9 @@ from realflow.data.text import encode_prompt
 from realflow.engines.functions import load_callable
 from realflow.engines.generate import Finished, Prompt
 from realflow.engines.infer import infer_logprobs
-from realflow.engines.state import file_digest, save_state
+from realflow.engines.state import save_state
 from realflow.errors import InputError, Problem
+from realflow.files import file_digest
 from realflow.graph.types import Call
 from realflow.models.card import card
 from realflow.models.costs import cost_model
@@ -212,9 +213,9 @@ class ModelTasks:
         ranks = self._plan.calls[self._graph.trained()[message.model].name].ranks
         with spans:
             folder = top / "state" / message.model
-            written = [save_state(host.trainer, folder, ranks.index(self._rank), len(ranks))]
+            shard = save_state(host.trainer, folder, ranks.index(self._rank), len(ranks))
+            files = {str(shard.relative_to(top)): file_digest(shard)}
             if ranks[0] == self._rank:
-                save_model(host.model, host.tokenizer, top / message.model)
-                written += sorted((top / message.model).iterdir())
-            files = {str(path.relative_to(top)): file_digest(path) for path in written}
+                sums = save_model(host.model, host.tokenizer, top / message.model)
+                files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}
         self._link.send(DispatchDone(message.dispatch, self._rank, files=files, spans=spans.merged))
