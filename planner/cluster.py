@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from realflow.errors import InputError, Problem
-from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, one_of, whole
+from realflow.graph.filekinds import refuse_other
+from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, whole
 from realflow.graph.yamlfile import load_yaml
 from realflow.planfile import Cluster, Node
-from realflow.planfile.read import MAX_DEVICES
+from realflow.planfile.read import DEVICE_KIND, MAX_DEVICES
 
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _CPU_DEVICES = 2  # enough to show every part at work; more only where the machine has GPUs
@@ -48,6 +49,7 @@ def read_cluster(path: Path | str) -> Cluster:
     """Read a cluster file. Raises InputError with everything that is wrong in it."""
     problems: list[Problem] = []
     report = Report(load_yaml(Path(path), problems), problems)
+    refuse_other(report.document, "cluster")
     top = report.section((), report.document.value, "a cluster file: a mapping with nodes")
     listed = top.need("nodes", NODES, [])
     nodes = [_node(report.section(("nodes", index), item)) for index, item in enumerate(listed)]
@@ -63,7 +65,7 @@ def _node(section: Section) -> Node:
     node = Node(
         name=section.need("name", TEXT, ""),
         devices=section.need("devices", whole(1, MAX_DEVICES), 1),
-        kind=section.take("kind", one_of("cpu", "cuda"), "cpu"),
+        kind=section.take("kind", DEVICE_KIND, "cpu"),
         memory_bytes=section.take("memory", MEMORY, None),
     )
     section.close(["name", "devices", "kind", "memory"])

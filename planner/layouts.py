@@ -21,11 +21,27 @@ def parse_layouts(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, layout = text.partition("=")
         key, value = (name, layout) if equals else (EVERY, text)
+        if not key:
+            raise InputError(
+                Problem(
+                    f"{text!r} names no call before '='; expected such as rollout=d2, or d2", where="layout"
+                )
+            )
+        if not value.partition("@")[0]:
+            raise InputError(
+                Problem(f"{text!r} gives no layout; expected such as {_shape(text)}", where="layout")
+            )
         if key in layouts:
             what = "a layout for all calls" if key == EVERY else f"the layout of {key}"
             raise InputError(Problem(f"{what} is given twice: {layouts[key]} and {value}", where="layout"))
         layouts[key] = value
     return layouts
+
+
+def _shape(text: str) -> str:
+    """A text that lacks its layout, with one put in."""
+    name, equals, rest = text.rpartition("=")
+    return f"{name}{equals}d1{rest if rest.startswith('@') else ''}"
 
 
 def place_calls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.layouts import place_calls
-from planner.memory import Assumptions, rank_memory
+from planner.memory import Assumptions, overfull, rank_memory
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
@@ -23,6 +23,8 @@ from realflow.planfile.check import ENGINES_OF
 from realflow.planfile.ranks import format_ranks
 
 MAX_SLOTS = 64
+MIN_MICRO_BATCH = 16
+"""Tokens; a smaller budget can only be a slip."""
 
 
 def make_plan(
@@ -43,9 +45,9 @@ def make_plan(
     """
     missing = [name for name in graph.models if name not in cards]
     assert not missing, f"no card of {missing}"
-    for key, value in (("micro_batch_tokens", micro_batch_tokens), ("slots", slots)):
-        if value is not None and value < 1:
-            raise InputError(Problem(f"found {value}; expected at least 1", where=key))
+    problems = [*_check_amounts(graph, micro_batch_tokens, slots), *_check_lengths(graph, cards)]
+    if problems:
+        raise InputError(problems)
     calls = {}
     for name, (layout, ranks) in place_calls(graph, cluster, layouts).items():
         call = graph.call(name)
@@ -70,9 +72,59 @@ def make_plan(
         reallocs=reallocs,
         memory=memory,
     )
-    plan = Plan(**{**vars(bare), "notes": tuple(_notes(bare))})
+    plan = Plan(**{**vars(bare), "notes": (*_notes(bare), *_length_notes(graph, cards))})
     check_plan(plan)
     return plan
+
+
+def _check_amounts(graph: Graph, micro_batch_tokens: int, slots: int | None) -> list[Problem]:
+    """Amounts that no run can mean."""
+    problems = []
+    if micro_batch_tokens < MIN_MICRO_BATCH:
+        message = (
+            f"found {micro_batch_tokens}; expected at least {MIN_MICRO_BATCH}, and better thousands: it is "
+            "how many tokens a device computes at once"
+        )
+        problems.append(Problem(message, where="micro_batch_tokens"))
+    most = graph.prompts * graph.samples
+    if slots is not None and slots < 1:
+        problems.append(Problem(f"found {slots}; expected at least 1", where="slots"))
+    elif slots is not None and slots > most:
+        message = f"found {slots}, but a step has {most} samples: expected at most that many"
+        problems.append(Problem(message, where="slots"))
+    return problems
+
+
+def _check_lengths(graph: Graph, cards: Mapping[str, Card]) -> list[Problem]:
+    """Responses that the positions of a model cannot hold."""
+    problems = []
+    for call in graph.calls:
+        if call.sampling is None or call.model is None:
+            continue
+        new, positions = call.sampling.max_new_tokens, cards[call.model].max_positions
+        if new >= positions:
+            message = (
+                f"found {new}, but {call.model} has {positions} positions for prompt and response together; "
+                f"expected less than {positions}"
+            )
+            problems.append(Problem(message, where=f"graph.calls.{call.name}.max_new_tokens"))
+    return problems
+
+
+def _length_notes(graph: Graph, cards: Mapping[str, Card]) -> list[str]:
+    """Prompts that are allowed, but leave no room for a whole response."""
+    notes = []
+    for call in graph.calls:
+        if call.sampling is None or call.model is None:
+            continue
+        room = cards[call.model].max_positions - call.sampling.max_new_tokens
+        if graph.data.prompt_tokens > room:
+            notes.append(
+                f"Length: {call.name} takes prompts of up to {graph.data.prompt_tokens} tokens "
+                f"(data.max_length), but beside {call.sampling.max_new_tokens} new ones the "
+                f"{cards[call.model].max_positions} positions of {call.model} have room for {room}."
+            )
+    return notes
 
 
 def choose_slots(graph: Graph, call: Call, layout: Layout) -> int:
@@ -88,12 +140,10 @@ def _notes(plan: Plan) -> list[str]:
     idle = idle_ranks(plan)
     if idle:
         notes.append(f"Idle: no call uses rank{'s' * (len(idle) > 1)} {format_ranks(idle)}.")
-    limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
-    for rank, causes in plan.memory.items():
-        limit, total = limits[rank], sum(causes.values())
-        if limit is not None and total > limit:
-            notes.append(
-                f"Memory: rank {rank} is expected to need {total / 2**30:.1f} GiB "
-                f"of its {limit / 2**30:.1f} GiB."
-            )
+    for (total, limit), ranks in overfull(plan).items():
+        many = len(ranks) > 1
+        notes.append(
+            f"Memory: rank{'s' * many} {format_ranks(ranks)} {'are' if many else 'is'} expected to need "
+            f"{total / 2**30:.1f} GiB of {'their' if many else 'its'} {limit / 2**30:.3g} GiB."
+        )
     return notes

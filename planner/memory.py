@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from realflow.graph.types import Call, Graph
 from realflow.models.card import ITEMSIZE, Card
-from realflow.planfile import CallPlan
+from realflow.planfile import CallPlan, Plan
 
 LOGIT_ROWS = 1024
 """Rows of logits that exist at once in training and inference."""
@@ -59,6 +59,17 @@ def rank_memory(
                 worst = passing
         memory[rank] = {cause: size for cause, size in {**stays, **worst}.items() if size}
     return memory
+
+
+def overfull(plan: Plan) -> dict[tuple[int, int], list[int]]:
+    """(bytes expected, bytes of the device) -> the ranks that are expected not to fit into memory."""
+    limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
+    found: dict[tuple[int, int], list[int]] = {}
+    for rank, causes in sorted(plan.memory.items()):
+        limit, total = limits[rank], sum(causes.values())
+        if limit is not None and total > limit:
+            found.setdefault((total, limit), []).append(rank)
+    return found
 
 
 def training_bytes(card: Card, dtype: str, dp: int) -> tuple[int, int]:

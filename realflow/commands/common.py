@@ -22,7 +22,12 @@ class AddCommand(Protocol):
 
 def graph_arguments(parser: argparse.ArgumentParser) -> None:
     """A graph, and overrides of its params."""
-    parser.add_argument("graph", metavar="GRAPH", help="name of a shipped graph, or path of a graph file")
+    parser.add_argument(
+        "graph",
+        metavar="GRAPH",
+        help="name of a shipped graph, or path of a graph file; relative paths in it (models, data, "
+        "functions) start at its folder, those of models then at the current folder",
+    )
     parser.add_argument(
         "overrides",
         metavar="key=value",

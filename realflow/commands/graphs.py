@@ -7,7 +7,16 @@ from pathlib import Path
 
 from realflow.commands.common import AddCommand, graph_arguments, write_text
 from realflow.errors import InputError, Problem
-from realflow.graph import Graph, explain_batch, find_graph, load_graph, shipped_graphs, to_mermaid, to_svg
+from realflow.graph import (
+    describe,
+    explain_batch,
+    find_graph,
+    load_graph,
+    notes,
+    shipped_graphs,
+    to_mermaid,
+    to_svg,
+)
 from realflow.models.paths import find_model
 
 
@@ -28,20 +37,13 @@ def run_check(args: argparse.Namespace) -> None:
     """Check a graph and say what it is."""
     graph = load_graph(find_graph(args.graph), args.overrides)
     print(f"{graph.name}: correct. {describe(graph)}")
-    if graph.max_staleness > 0:
-        print(f"note: max_staleness {graph.max_staleness} (asynchronous) cannot run yet; 0 can")
+    for note in notes(graph):
+        print(f"note: {note}")
     for name, model in graph.models.items():
         if find_model(model.path) is None:
             print(f"note: model {name}: {model.path} is not on this machine (see realflow models)")
     if args.explain == "batch":
         print(explain_batch(graph).rstrip())
-
-
-def describe(graph: Graph) -> str:
-    """A graph's sizes in words."""
-    calls = " -> ".join(call.name for call in graph.calls)
-    samples = f" x {graph.samples} samples" if graph.samples > 1 else ""
-    return f"{graph.steps} steps of {graph.prompts} prompts{samples}; calls: {calls}"
 
 
 def run_draw(args: argparse.Namespace) -> None:

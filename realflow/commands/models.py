@@ -17,9 +17,24 @@ def add_commands(add: AddCommand) -> None:
         "list models, or fetch one into the cache",
         "realflow models fetch smollm2-135m-instruct",
     )
-    parser.add_argument("action", nargs="?", choices=["list", "fetch"], default="list", metavar="list|fetch")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the model to fetch")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["list", "fetch"],
+        default="list",
+        metavar="list|fetch",
+        help="what to do",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the model to fetch, a name that list shows")
     parser.set_defaults(parser=parser)
+    parser.description = (
+        "List the models that a graph can name, or fetch one into the cache.\n\n"
+        "  list   every model that RealFlow knows or the cache holds (the default)\n"
+        "  fetch  put a known model into the cache; it takes only the names that list shows\n\n"
+        "A graph's models.NAME.path takes these names, and also the folder of any Hugging Face model\n"
+        "(beside the graph file, or in the current folder) and hub ids such as org/name, which are\n"
+        "downloaded when they are first used."
+    )
 
 
 def run_models(args: argparse.Namespace) -> None:

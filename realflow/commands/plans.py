@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from planner import parse_layouts
+from planner import overfull, parse_layouts
 from realflow import api
 from realflow.commands.common import AddCommand, graph_arguments, layout_arguments
+from realflow.errors import InputError, Problem
+from realflow.graph import shipped_graphs
 from realflow.planfile import plan_to_yaml, read_plan, write_plan
 
 
@@ -57,11 +59,21 @@ def run_plan(args: argparse.Namespace) -> None:
     print(f"{path}: {len(plan.calls)} calls on {plan.world_size} devices")
     for note in plan.notes:
         print(f"note: {note}")
-    print(f"see it: realflow explain {path}    run it: realflow run {path}")
+    if overfull(plan):
+        print(
+            "this plan is not expected to fit into memory; use fewer slots, a smaller --micro-batch-tokens, "
+            "a smaller model or more devices"
+        )
+        print(f"see it: realflow explain {path}")
+    else:
+        print(f"see it: realflow explain {path}    run it: realflow run {path}")
 
 
 def run_explain(args: argparse.Namespace) -> None:
     """Check a plan file and show it."""
     from realflow.commands.render import render_plan
 
+    if args.plan in shipped_graphs() and not Path(args.plan).exists():
+        message = f"this is a shipped graph; realflow plan {args.plan} -o plan.yaml makes a plan of it"
+        raise InputError(Problem(message, where=args.plan))
     render_plan(read_plan(args.plan))

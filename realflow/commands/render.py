@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from realflow.commands.graphs import describe
+from planner import overfull
+from realflow.graph import describe
 from realflow.planfile import Plan, idle_ranks
 from realflow.planfile.ranks import format_ranks
 
 _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
+_SIDE_BY_SIDE = 4  # groups of ranks in one memory table: they fit into 80 columns
 
 
 def render_plan(plan: Plan, console: Console | None = None) -> None:
     """Print a plan: cluster, calls, reallocs, memory by cause, timeline and notes."""
     console = console or Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, _PLAIN_WIDTH)
     for part in _parts(plan):
         console.print(part)
@@ -34,12 +38,17 @@ def _parts(plan: Plan) -> list[RenderableType]:
         _reallocs(plan) if plan.reallocs else Text("Reallocation: none, every call has its weights.")
     )
     if plan.memory:
-        parts.append(_memory(plan))
+        parts += _memory(plan)
     if plan.timeline:
         parts.append(_timeline(plan))
     parts.append(Text(_prediction(plan)))
     if (idle := idle_ranks(plan)) and not any("Idle" in note for note in plan.notes):
         parts.append(Text(f"note: no call uses ranks {format_ranks(idle)}", style="yellow"))
+    if (full := overfull(plan)) and not any("Memory:" in note for note in plan.notes):
+        ranks = sorted(rank for group in full.values() for rank in group)
+        parts.append(
+            Text(f"note: memory is expected not to fit on ranks {format_ranks(ranks)}", style="yellow")
+        )
     parts += [Text(f"note: {note}", style="yellow") for note in plan.notes]
     return parts
 
@@ -54,9 +63,23 @@ def _cluster(plan: Plan) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Columns that say the same nothing in every row are left out."""
+    silent = {index for index, _ in enumerate(columns) if all(row[index] in ("", "-") for row in rows)}
+    columns = [column for index, column in enumerate(columns) if index not in silent]
+    rows = [[cell for index, cell in enumerate(row) if index not in silent] for row in rows]
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        min_width=len(title) + 2,
+    )
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+        table.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -76,14 +99,14 @@ def _calls(plan: Plan) -> Table:
                 chosen.engine,
                 "" if call.op == "function" else str(chosen.micro_batch_tokens),
                 str(chosen.slots) if call.op == "generate" else "",
-                "" if call.model is None else chosen.after,
+                "" if call.model is None or chosen.after == "keep" else chosen.after,
                 _seconds(chosen.predicted_seconds),
             )
         )
     columns = (
         "call",
         "op",
-        "model or function",
+        "runs",
         "ranks",
         "layout",
         "engine",
@@ -110,25 +133,25 @@ def _reallocs(plan: Plan) -> Table:
     return _table("Reallocation in each step", columns, rows, frozenset(columns[2:]))
 
 
-def _memory(plan: Plan) -> Table:
-    """Ranks that hold the same share a row."""
+def _memory(plan: Plan) -> list[Table]:
+    """A row for each cause; ranks that hold the same share a column."""
     limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
     causes = list(dict.fromkeys(cause for row in plan.memory.values() for cause in row))
     groups: dict[tuple[tuple[int, ...], int | None], list[int]] = {}
     for rank in sorted(plan.memory):
         row: Mapping[str, int] = plan.memory[rank]
         groups.setdefault((tuple(row.get(cause, 0) for cause in causes), limits[rank]), []).append(rank)
-    rows = [
-        (
-            format_ranks(ranks),
-            *(_bytes(size) for size in sizes),
-            _bytes(sum(sizes)),
-            _spare(limit, sum(sizes)),
-        )
-        for (sizes, limit), ranks in groups.items()
-    ]
-    columns = ("ranks", *causes, "total", "to spare")
-    return _table("Memory of each rank at the worst moment", columns, rows, frozenset(columns[1:]))
+    heads, cells = [], []
+    for (sizes, limit), ranks in groups.items():
+        heads.append(f"rank{'s' * (len(ranks) > 1)} {format_ranks(ranks)}")
+        cells.append([*map(_bytes, sizes), _bytes(sum(sizes)), _spare(limit, sum(sizes))])
+    tables = []
+    for first in range(0, len(heads), _SIDE_BY_SIDE):
+        part = slice(first, first + _SIDE_BY_SIDE)
+        rows = list(zip((*causes, "total", "to spare"), *cells[part], strict=True))
+        title = "Memory of each rank at the worst moment" if first == 0 else ""
+        tables.append(_table(title, ["", *heads[part]], rows, frozenset(heads[part])))
+    return tables
 
 
 def _timeline(plan: Plan) -> Table:

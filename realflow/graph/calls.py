@@ -134,7 +134,8 @@ def _key_hint(key: str, op: str, decl: FunctionDecl) -> str | None:
 def _read_model(section: Section, models: Mapping[str, ModelSpec]) -> str | None:
     model = section.need("model", TEXT, None)
     if model is not None and model not in models:
-        section.problem(f"unknown model {model!r}; {nearest(model, models)}", "model")
+        if models:  # that there are none is reported already
+            section.problem(f"unknown model {model!r}; {nearest(model, models)}", "model")
         return None
     return model
 

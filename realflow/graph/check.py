@@ -43,12 +43,16 @@ class Wiring:
     columns: Mapping[str, Column]
 
 
-def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
-    """Connect calls by field names, and check everything that hangs on it."""
+def wire(drafts: Sequence[Draft], data: DataSpec, report: Report, *, known: bool = True) -> Wiring:
+    """Connect calls by field names, and check everything that hangs on it.
+
+    `known`: the fields of the data could be read. Where they, or what a call writes, could not, nothing
+    is said of fields that seem to be missing.
+    """
     before = len(report.problems)
     columns = _columns(drafts, data, report)
     unique = len(report.problems) == before
-    complete = all(draft.sound for draft in drafts)
+    complete = known and all(draft.sound for draft in drafts)
     drafts = [_complete(draft, data, columns) for draft in drafts]
     for draft in drafts:
         _check_reads(draft, columns, complete, report)
@@ -59,7 +63,7 @@ def wire(drafts: Sequence[Draft], data: DataSpec, report: Report) -> Wiring:
     calls = {draft.call.name: draft.call for draft in drafts}
     order = _topological(calls, columns, report)
     if order is not None:
-        origins = _check_alignment(order, calls, columns, report) if unique else {}
+        origins = _check_alignment(order, calls, columns, report) if unique and complete else {}
         calls = {name: _with_temperature(call, calls, origins) for name, call in calls.items()}
     _check_periods(calls, columns, report)
     _check_sampling(calls, report)

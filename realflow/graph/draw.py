@@ -1,4 +1,4 @@
-"""Pictures of a graph: mermaid text, an SVG file of its own, and batch sizes in words."""
+"""Pictures of a graph: mermaid text, and an SVG file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from html import escape
 
 from realflow.graph.layered import Layered, Point, arrange
 from realflow.graph.types import Call, Graph
+from realflow.graph.words import explain_batch
 
 DATA = "data"
 _CHAR, _SMALL = 8.0, 6.3  # mean width of a character at 14 and at 11 pixels
@@ -225,34 +226,3 @@ def _box(lines: Sequence[str], op: str, point: Point, width: float, tops: Sequen
         f'<text class="name" x="{left + 14:.1f}" y="{top + 22:.1f}">{escape(lines[0])}</text>'
         f"{mark if op != DATA else ''}{rest}"
     )
-
-
-def explain_batch(graph: Graph) -> str:
-    """What one step works on, in words: prompts, samples, minibatches, optimizer steps.
-
-    How a minibatch is cut into micro-batches is the plan's business (a token budget), not the
-    graph's: it changes no result.
-    """
-    total = graph.prompts * graph.samples
-    each = f" × {graph.samples} samples each" if graph.samples > 1 else ""
-    lines = [f"{graph.prompts} prompts{each} = {total} samples a step, {graph.steps} steps"]
-    for call in graph.calls:
-        if call.op == "generate" and call.sampling is not None:
-            most = total * call.sampling.max_new_tokens
-            lines.append(f"{call.name}: writes {total} samples, at most {most} new tokens")
-        if call.op != "train":
-            continue
-        runs = graph.steps // (call.every or 1)
-        part = f"{total / call.minibatches:g} samples ({graph.prompts / call.minibatches:g} prompts)"
-        count = call.minibatches
-        lines.append(
-            f"{call.name}: {count} minibatch{'es' if count > 1 else ''} of {part}; one optimizer step of "
-            f"{call.model} for each, {count} a step, {count * runs} in the run"
-        )
-        weight = call.options.get("normalise", "token")
-        lines.append(
-            "  devices take shares of a minibatch in packed micro-batches under the plan's token budget; "
-            f"gradients add up, each {weight} counting the same: shares and budget change no result"
-        )
-    lines.append(f"the data gives {graph.prompts} prompts a step, {graph.prompts * graph.steps} in the run")
-    return "\n".join(lines)

@@ -215,7 +215,7 @@ def _choices(parameter: Parameter) -> tuple[Any, ...]:
 def _reward(of: Callable[..., Any], use: str) -> FunctionDecl:
     """A reward in TRL's or verl's signature, told apart by its parameters."""
     parameters = _parameters(of)
-    names = {parameter.name for parameter in parameters}
+    names = {parameter.name: parameter for parameter in parameters}
     for parameter in parameters:
         if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL):
             raise InputError(
@@ -229,7 +229,7 @@ def _reward(of: Callable[..., Any], use: str) -> FunctionDecl:
                 FieldUse("tokens", "tokens", "token", "int"),
                 FieldUse("loss_mask", "loss_mask", "token", "bool"),
             ]
-    elif {"solution_str", "ground_truth"} <= names:
+    elif {"solution_str", "ground_truth"} <= names.keys():
         reads, options = _split(parameters, _VERL_FIELDS)
         reads = [replace(read, optional=True) if read.name == "data_source" else read for read in reads]
     else:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
+from realflow.graph.filekinds import refuse_other
 from realflow.graph.params import apply_params, escape
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
-from realflow.graph.sections import read_data, read_models
+from realflow.graph.sections import check_data_path, read_data, read_models
 from realflow.graph.sizes import check_models, check_sizes
 from realflow.graph.types import Call, DataSpec, Graph, ModelSpec, OptimizerSpec, Sampling
 from realflow.graph.yamlfile import Document, load_yaml, parse_yaml
@@ -36,12 +38,14 @@ def load_graph(source: Path | str | Mapping[str, Any] | Document, overrides: Seq
 
     `source` is a file, YAML text, plain values, or a part of a document that was read before (a
     graph inside a plan). `overrides` are texts `key=value` that set keys under `params`. User
-    functions are imported, with the file's folder on the import path.
+    functions are imported, with the file's folder on the import path. The path of a model that lies
+    beside the file becomes a whole one; others are looked for from the current folder.
 
     Raises InputError with every problem found, in the order of the file.
     """
     problems: list[Problem] = []
     document = _read(source, problems)
+    refuse_other(document, "graph")
     if not isinstance(document.value, Mapping):
         found = "is empty" if document.value is None else "holds no mapping"
         raise InputError(
@@ -50,7 +54,7 @@ def load_graph(source: Path | str | Mapping[str, Any] | Document, overrides: Seq
     document, origins = apply_params(document, overrides, problems)
     report = Report(document, problems, origins)
     folder = source.resolve().parent if isinstance(source, Path) else None
-    graph = _graph(Section(report, (), document.value, True), report, folder)
+    graph = _graph(Section(report, (), document.value, True), report, folder, here=folder is not None)
     report.finish()
     return graph
 
@@ -69,29 +73,39 @@ def _read(source: Path | str | Mapping[str, Any] | Document, problems: list[Prob
     return parse_yaml(source, "", problems)
 
 
-def _graph(top: Section, report: Report, folder: Path | None) -> Graph:
+def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> Graph:
+    """`here`: the graph is a file of this machine, so that the files it names must be here too."""
     name = top.need("name", _NAME, "")
     given = top.take("folder", TEXT, None)
     if given is not None:
         folder = Path(given)
-    models = read_models(top.section("models", required=True, expected="a mapping from names to models"))
+    models_section = top.section("models", required=True, expected="a mapping from names to models")
+    models = {name: _beside(model, folder) for name, model in read_models(models_section).items()}
     data_section = top.section("data", required=True, expected="a mapping that says where prompts come from")
     data = read_data(data_section)
-    drafts = read_calls(
-        top.section("calls", required=True, expected="a mapping from names to calls"), models, folder
-    )
+    calls_section = top.section("calls", required=True, expected="a mapping from names to calls")
+    drafts = read_calls(calls_section, models, folder)
     checkpoint = top.section("checkpoint")
     every = checkpoint.need("every", STEPS, None) if "checkpoint" in top else None
-    checkpoint.close(("every",))
+    keep = checkpoint.take("keep", whole(1), Graph.checkpoint_keep)
+    checkpoint.close(("every", "keep"))
     steps = top.need("steps", whole(1), 1)
     seed = top.take("seed", whole(0, 2**63 - 1), 1)
     staleness = top.take("max_staleness", whole(), 0)
     params = _params(top)
     top.close(TOP_KEYS)
 
-    wiring = wire(drafts, data, report)
-    check_models(models, wiring.calls, data, report)
-    prompts, samples = check_sizes(wiring.calls, data, report) if data_section.sound else (1, 1)
+    # What could not be read is reported; what follows from it alone would hide it.
+    known = data_section.sound and "fields" in data_section
+    complete = calls_section.sound and bool(drafts) and all(draft.sound for draft in drafts)
+    wiring = wire(drafts, data, report, known=known)
+    prompts, samples = 1, 1
+    if complete:
+        check_models(models, wiring.calls, data, report)
+        if data_section.sound:
+            prompts, samples = check_sizes(wiring.calls, data, report)
+    if here and folder is not None:
+        check_data_path(data_section, data, folder)
     return Graph(
         name=name,
         models=models,
@@ -103,6 +117,7 @@ def _graph(top: Section, report: Report, folder: Path | None) -> Graph:
         seed=seed,
         max_staleness=staleness,
         checkpoint_every=every,
+        checkpoint_keep=keep,
         params=params,
         extents={name: column.extent for name, column in wiring.columns.items()},
         dtypes={name: column.dtype for name, column in wiring.columns.items()},
@@ -114,6 +129,13 @@ def _params(top: Section) -> dict[str, Any]:
     section = top.section("params", expected="a mapping from names to values")
     names = section.names(named("a name of letters, digits and _"))
     return {name: section.take(name, PLAIN, None) for name in names}
+
+
+def _beside(model: ModelSpec, folder: Path | None) -> ModelSpec:
+    """The model with its whole path where it is a folder beside the graph file."""
+    if folder is None or not model.path or not (folder / model.path / "config.json").is_file():
+        return model
+    return replace(model, path=str((folder / model.path).resolve()))
 
 
 def _needs_folder(data: DataSpec, calls: Sequence[Call]) -> bool:
@@ -133,7 +155,7 @@ def graph_to_mapping(graph: Graph) -> dict[str, Any]:
     result["calls"] = {call.name: _call_mapping(call) for call in graph.calls}
     result |= {"max_staleness": graph.max_staleness, "steps": graph.steps, "seed": graph.seed}
     if graph.checkpoint_every is not None:
-        result["checkpoint"] = {"every": f"{graph.checkpoint_every} steps"}
+        result["checkpoint"] = {"every": f"{graph.checkpoint_every} steps", "keep": graph.checkpoint_keep}
     if graph.folder:
         result["folder"] = graph.folder
     escaped: dict[str, Any] = escape(result)

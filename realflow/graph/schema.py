@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -214,11 +214,29 @@ STEPS = Kind("a count of steps such as '20 steps'", _read_steps)
 SECONDS = Kind("a number of seconds above 0", _read_seconds)
 
 
-def _read_texts(value: Any) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) and item for item in items):
+def read_element(kind: Kind[T], values: Sequence[Any], index: int) -> T:
+    """One element of a list; where it is wrong, the message says which one and what it is."""
+    try:
+        return kind.read(values[index])
+    except Wrong as wrong:
+        raise Wrong(f"element {index + 1} is {shown(values[index])}") from wrong
+
+
+def _read_filled(value: Any) -> str:
+    if not isinstance(value, str) or not value:
         raise Wrong
-    return tuple(items)
+    return value
+
+
+def _read_texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (_read_filled(value),)
+    if not isinstance(value, list | tuple):
+        raise Wrong
+    return tuple(read_element(_FILLED, value, index) for index in range(len(value)))
+
+
+_FILLED = Kind("text that is not empty", _read_filled)
 
 
 TEXTS = Kind("text that is not empty, or a list of such texts", _read_texts)

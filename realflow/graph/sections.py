@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from realflow.graph.gymtasks import TASKS
 from realflow.graph.schema import (
     FILE_NAME,
     FLAG,
@@ -18,6 +20,7 @@ from realflow.graph.schema import (
     nearest,
     number,
     one_of,
+    read_element,
     whole,
 )
 from realflow.graph.types import DataSpec, ModelSpec, OptimizerSpec
@@ -73,9 +76,12 @@ def _read_optimizer(section: Section) -> OptimizerSpec:
 
 def _read_betas(value: Any) -> tuple[float, float]:
     beta = number("", least=0, below=1)
-    if not isinstance(value, list | tuple) or len(value) != 2:
+    if not isinstance(value, list | tuple):
         raise Wrong
-    return beta.read(value[0]), beta.read(value[1])
+    if len(value) != 2:
+        raise Wrong(f"the list has {len(value)} element{'s' * (len(value) != 1)}")
+    first, second = (read_element(beta, value, index) for index in (0, 1))
+    return first, second
 
 
 _BETAS: Kind[tuple[float, float]] = Kind("a list of two numbers in [0, 1)", _read_betas)
@@ -143,6 +149,34 @@ def _check_source(section: Section, spec: DataSpec) -> None:
             if column not in REASONING_GYM_COLUMNS:
                 advice = nearest(column, REASONING_GYM_COLUMNS)
                 section.problem(f"the source reasoning_gym has no column {column!r}; {advice}", *place)
+        _check_task(section, spec)
+
+
+def _check_task(section: Section, spec: DataSpec) -> None:
+    """The task of reasoning-gym, and the names of its options."""
+    if spec.task is None:
+        return
+    if spec.task not in TASKS:
+        section.problem(f"unknown reasoning-gym task {spec.task!r}; {nearest(spec.task, TASKS)}", "task")
+        return
+    known = TASKS[spec.task].split()
+    for name in spec.options:
+        if name not in known:
+            advice = nearest(name, known, many=30)
+            section.problem(f"task {spec.task} has no option {name!r}; {advice}", "options", name)
+
+
+def check_data_path(section: Section, spec: DataSpec, folder: Path) -> None:
+    """The file of a jsonl or parquet source is there; a relative path starts at the graph's folder."""
+    if spec.path is None or spec.source not in ("jsonl", "parquet"):
+        return
+    path = folder / Path(spec.path).expanduser()
+    if not path.exists():
+        section.problem(
+            f"{path}: no such file; a relative path starts at the folder of the graph file", "path"
+        )
+    elif not path.is_file():
+        section.problem(f"{path}: this is a folder; expected a {spec.source} file", "path")
 
 
 def _check_data(section: Section, spec: DataSpec) -> None:

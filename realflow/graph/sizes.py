@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from realflow.graph.schema import Report, nearest
 from realflow.graph.types import Call, DataSpec, ModelSpec
 
+_AGAINST_GROUP = ("advantages.grpo", "advantages.dr_grpo", "advantages.rloo")
+"""Built-ins that subtract a mean over the group: of one sample nothing is left."""
+
 
 def check_models(
     models: Mapping[str, ModelSpec], calls: Sequence[Call], data: DataSpec, report: Report
@@ -62,16 +65,27 @@ def check_sizes(calls: Sequence[Call], data: DataSpec, report: Report) -> tuple[
         prompts, samples, sized = _rollout_sizes(rollouts, report)
     for call in calls:
         if sized and call.op == "train" and not _divides(prompts, samples, call.minibatches):
-            unit = (
-                f"{prompts} prompts"
-                if samples == 1 or call.minibatches <= prompts
-                else f"{prompts * samples} samples"
-            )
             report.add(
                 ("calls", call.name, "minibatches"),
-                f"found {call.minibatches}, but {unit} do not divide into so many equal minibatches",
+                f"found {call.minibatches}, expected {_rule(prompts, samples)}",
             )
+    if sized and rollouts and samples == 1:
+        for call in calls:
+            if call.decl.name in _AGAINST_GROUP:
+                report.add(
+                    ("calls", call.name),
+                    f"{call.decl.name} compares the samples of a prompt, but call {rollouts[0].name} draws "
+                    "1 of each, so that every advantage would be 0; set 'samples' there to 2 or more",
+                )
     return prompts, samples
+
+
+def _rule(prompts: int, samples: int) -> str:
+    """Into how many minibatches a step can be divided."""
+    whole = f"a number that divides the {prompts} prompts of a step (whole groups)"
+    if samples == 1:
+        return f"a number that divides the {prompts} samples of a step"
+    return f"{whole}, or one above {prompts} that divides its {prompts * samples} samples"
 
 
 def _rollout_sizes(rollouts: Sequence[Call], report: Report) -> tuple[int, int, bool]:

@@ -180,9 +180,10 @@ class Graph:
     """A checked graph. `calls` is in topological order.
 
     `prompts` and `samples` are the global sizes of one step: prompts, and samples of each prompt.
-    `checkpoint_every` is in steps (None: only at the end). `extents` and `dtypes` describe every
-    field that data or calls write. `folder` is where the graph file lies, kept where functions are
-    imported or data is read from there (empty otherwise).
+    `checkpoint_every` is in steps (None: only at the end); the newest `checkpoint_keep` of these
+    checkpoints are kept. `extents` and `dtypes` describe every field that data or calls write.
+    `folder` is where the graph file lies, kept where functions are imported or data is read from
+    there (empty otherwise).
     """
 
     name: str
@@ -210,6 +211,17 @@ class Graph:
         from realflow.graph import find_graph, load_graph  # they are built on these types
 
         return load_graph(find_graph(str(graph)), overrides)
+
+    def __repr__(self) -> str:
+        """Short: the whole of a graph fills pages."""
+        calls = ", ".join(call.name for call in self.calls)
+        return f"Graph({self.name!r}, calls=[{calls}], steps={self.steps})"
+
+    def _repr_svg_(self) -> str:
+        """The drawing of the graph, which notebooks show."""
+        from realflow.graph.draw import to_svg  # it is built on these types
+
+        return to_svg(self)
 
     def call(self, name: str) -> Call:
         """The call of that name."""

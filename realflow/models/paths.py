@@ -39,7 +39,8 @@ def cached_models() -> dict[str, Path]:
 def find_model(name_or_path: str) -> Path | None:
     """The folder of a model that is on this machine already, or None. Never uses the network.
 
-    A name in the cache comes first, then a folder, then the hub's own cache.
+    A name in the cache comes first, then a folder (of the current one, where it is relative), then the
+    hub's own cache. A folder beside a graph file goes before all: load_graph has its whole path.
     """
     if name_or_path in (cached := cached_models()):
         return cached[name_or_path]
@@ -81,9 +82,14 @@ def _unknown(name: str) -> str:
     hint = f"did you mean {close[0]}? " if close else ""
     known = ", ".join(names)
     return (
-        f"{name!r} is no model: no folder of that name, and not in the cache; {hint}expected a folder, a hub "
+        f"{name!r} is no model: {_searched()}, and not in the cache; {hint}expected a folder, a hub "
         f"id (org/name) or one of: {known} (realflow models fetch NAME)"
     )
+
+
+def _searched() -> str:
+    """Where folders are looked for; a graph holds the whole path of one beside its file."""
+    return f"no folder of that name beside the graph file or in {Path.cwd()}"
 
 
 def _from_hub(name: str, *, local_only: bool) -> Path | None:
@@ -114,7 +120,8 @@ def _from_hub(name: str, *, local_only: bool) -> Path | None:
             return None
         raise InputError(
             Problem(
-                f"{name!r} is not on this machine and cannot be downloaded ({_first_line(error)}); give a "
+                f"{name!r} is not on this machine ({_searched()}) and cannot be downloaded "
+                f"({_first_line(error)}); give a "
                 "folder, or put a model in the cache with: realflow models fetch NAME",
                 where="model",
             )

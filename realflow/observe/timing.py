@@ -163,21 +163,22 @@ def _calls(run: RunData) -> str:
         if said is not None:
             bars += _meter("hollow", said / longest)
         ratio = f"{got / said:.2f}" if said else ""
+        expected = f'<td class="num">{"" if said is None else f"{said:.3f}"}</td><td class="num">{ratio}</td>'
         rows.append(
-            f'<tr><td>{escape(name)}</td><td class="num">{got:.3f}</td>'
-            f'<td class="num">{"" if said is None else f"{said:.3f}"}</td><td class="num">{ratio}</td>'
+            f'<tr><td>{escape(name)}</td><td class="num">{got:.3f}</td>{expected if predicted else ""}'
             f'<td class="bars">{bars}</td></tr>'
         )
     note = (
         "Solid: measured, median of the steps after the first. Outline: what the plan predicted."
         if predicted
-        else "Measured, median of the steps after the first. This plan holds no predictions."
+        else "Median of the steps after the first."
     )
+    columns = '<th class="num">predicted s</th><th class="num">measured ÷ predicted</th>' if predicted else ""
+    title = "Seconds of each call" + (": measured and predicted" if predicted else "")
     return (
-        '<div class="card scroll below"><h3>Seconds of each call: measured and predicted</h3>'
+        f'<div class="card scroll below"><h3>{title}</h3>'
         f'<p class="note">{note}</p><table><tr><th>call</th><th class="num">measured s</th>'
-        '<th class="num">predicted s</th><th class="num">measured ÷ predicted</th><th></th></tr>'
-        f"{''.join(rows)}</table></div>"
+        f"{columns}<th></th></tr>{''.join(rows)}</table></div>"
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from realflow.errors import InputError, Problem
 from realflow.graph import Graph, load_graph
-from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, number, one_of, whole
+from realflow.graph.filekinds import refuse_other
+from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, number, one_of, read_element, whole
 from realflow.graph.yamlfile import KeyPath, load_yaml, parse_yaml
 from realflow.layout import Layout
 from realflow.planfile.check import AFTER, ENGINES, find_problems
@@ -51,11 +52,11 @@ def _read_ranks(value: Any) -> tuple[int, ...]:
         value = parse_ranks(value)
     elif isinstance(value, int):
         value = [value]
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple):
         raise Wrong
-    if not all(isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < LIMIT for rank in value):
-        raise Wrong
-    return tuple(value)
+    if not value:
+        raise Wrong("the list is empty")
+    return tuple(read_element(_RANK, value, index) for index in range(len(value)))
 
 
 def _read_layout(value: Any) -> Layout:
@@ -71,6 +72,14 @@ def _read_any_text(value: Any) -> str:
     return value
 
 
+def _read_kind(value: Any) -> str:
+    if value not in ("cpu", "cuda"):
+        gpu = isinstance(value, str) and value.lower().startswith(("gpu", "nvidia"))
+        raise Wrong("did you mean 'cuda'?" if gpu else "")
+    return str(value)
+
+
+DEVICE_KIND = Kind("one of cpu, cuda", _read_kind)
 TOP_KEYS = (
     "format",
     "graph",
@@ -87,6 +96,7 @@ TOP_KEYS = (
 )
 NUMBER = number("a number of at least 0", least=0)
 BYTES = Kind("a whole number of bytes", _read_bytes)
+_RANK = whole(0, LIMIT - 1)
 RANKS = Kind("ranks, such as [0, 1] or 0-1", _read_ranks)
 LAYOUT = Kind("a layout such as d2t1p1", _read_layout)
 NOTE = Kind("text", _read_any_text)  # may be empty
@@ -96,6 +106,7 @@ def _plan(report: Report) -> Plan:
     top = report.section(
         (), report.document.value, "a plan file: a mapping with format, graph, cluster, calls"
     )
+    refuse_other(report.document, "plan")
     if top.sound and top.need("format", whole(1), FORMAT) != FORMAT:
         top.problem(
             f"found format {top.items['format']}; this version reads {FORMAT}: make the plan again with "
@@ -198,7 +209,7 @@ def _node(section: Section) -> Node:
     node = Node(
         name=section.need("name", TEXT, ""),
         devices=section.need("devices", whole(1, MAX_DEVICES), 1),
-        kind=section.take("kind", TEXT, "cpu"),
+        kind=section.take("kind", DEVICE_KIND, "cpu"),
         memory_bytes=section.take("memory_bytes", _maybe(BYTES), None),
     )
     section.close(_keys(Node))

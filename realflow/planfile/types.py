@@ -115,6 +115,13 @@ class Plan:
     notes: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Short: the whole of a plan fills pages."""
+        calls = ", ".join(f"{name}={call.layout}" for name, call in self.calls.items())
+        return (
+            f"Plan({self.graph.name!r}, devices={self.world_size}, calls=[{calls}], steps={self.graph.steps})"
+        )
+
     @property
     def world_size(self) -> int:
         """Number of ranks."""

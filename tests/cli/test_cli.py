@@ -217,7 +217,24 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "slots": ("plan grpo --slots 0", "slots: found 0"),
     "unwritable plan": ("plan grpo -o none/plan.yaml", "cannot be written"),
     "missing plan": ("explain none.yaml", "no such file"),
-    "a graph is no plan": ("explain mine.yaml", "'format' is missing"),
+    "a graph is no plan": (
+        "explain mine.yaml",
+        "this is a graph file: realflow check, draw, plan and run take it",
+    ),
+    "a plan is no graph": ("check plan.yaml", "this is a plan file: realflow explain and run take it"),
+    "a plan is no cluster": ("plan grpo --cluster plan.yaml", "this is a plan file"),
+    "a cluster is no graph": (
+        "check cluster.yaml",
+        "this is a cluster file: realflow plan takes it as --cluster",
+    ),
+    "a shipped graph is no plan": ("explain grpo", "realflow plan grpo -o plan.yaml makes a plan of it"),
+    "layout of no call": ("plan grpo --layout =d1", "'=d1' names no call before '='"),
+    "no layout": ("plan grpo --layout rollout=", "'rollout=' gives no layout; expected such as rollout=d1"),
+    "too many slots": ("plan grpo --slots 1000000000", "a step has 64 samples: expected at most that many"),
+    "small budget": ("plan grpo --micro-batch-tokens 1", "micro_batch_tokens: found 1; expected at least 16"),
+    "long responses": ("plan grpo max_new_tokens=64", "64 positions for prompt and response together"),
+    "a folder that is nowhere": ("plan grpo model=./none", "beside the graph file or in"),
+    "wrong kind of device": ("explain gpuu.yaml", "expected one of cpu, cuda; did you mean 'cuda'?"),
     "unknown model to fetch": ("models fetch gpt", "expected one of"),
     "run without graph": ("run none", "neither a file nor a shipped graph"),
 }
@@ -228,9 +245,72 @@ def test_refusals(capsys: pytest.CaptureFixture[str], case: str, launched: Launc
     grpo = Path(realflow.__file__).parent / "graphs" / "grpo.yaml"
     Path("mine.yaml").write_text(grpo.read_text())
     Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
+    Path("cluster.yaml").write_text("nodes:\n  - {name: a, devices: 2}\n")
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "plan.yaml")
+    Path("gpuu.yaml").write_text(re.sub(r"kind: \w+", "kind: gpuu", Path("plan.yaml").read_text()))
     command, message = REFUSALS[case]
-    assert message in "\n".join(refused(capsys, *shlex.split(command)))
+    lines = refused(capsys, *shlex.split(command))
+    assert message in "\n".join(lines)
+    assert len(lines) == 1 or message not in ("this is a", "beside the graph file")  # one cause, one line
     assert launched.calls == []
+
+
+def test_check_notes_what_should_be_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "note:" not in ok(capsys, "check", "grpo")
+    assert "note: the run takes 45000 prompts, but the data has 2800 at most" in ok(
+        capsys, "check", "grpo", "prompts=1000"
+    )
+    assert "note: a step takes 3000 prompts" in ok(capsys, "check", "grpo", "prompts=3000", "steps=1")
+    grpo = Path(realflow.__file__).parent / "graphs" / "grpo.yaml"
+    Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
+    assert "cannot run yet: realflow plan will refuse it" in ok(capsys, "check", "async.yaml")
+
+
+def test_what_does_not_fit_is_not_invited_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("small.yaml").write_text("nodes:\n  - {name: a, devices: 2, memory: 5 MiB}\n")
+    out = ok(capsys, "plan", "grpo", "--cluster", "small.yaml", "-o", "p.yaml")
+    assert "realflow run" not in out and "not expected to fit" in out
+    assert "note: Memory: ranks 0-1 are expected to need" in out
+    assert "realflow explain p.yaml" in out
+
+
+def test_tables_are_whole_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ok(
+        capsys,
+        "plan",
+        "grpo",
+        "--devices",
+        "3",
+        "--layout",
+        "d1@2",
+        "--layout",
+        "rollout=d2@0-1",
+        "-o",
+        "p.yaml",
+    )
+    lines = ok(capsys, "explain", "p.yaml").splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = "\n".join(lines)
+    assert "rewards.last_number" in shown and "d2t1p1" in shown and "activations" in shown
+    assert "seconds" not in next(line for line in lines if "layout" in line and "ranks" in line)
+
+
+def test_a_model_beside_the_graph_goes_before_the_current_folder(
+    capsys: pytest.CaptureFixture[str], model_cache: Path
+) -> None:
+    grpo = (Path(realflow.__file__).parent / "graphs" / "grpo.yaml").read_text()
+    source = model_cache / "models" / "smollm2-135m-instruct" / "config.json"
+    for folder in ("project/tiny", "tiny", "here"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.json").write_text(source.read_text())
+    Path("project/mine.yaml").write_text(grpo.replace("model: smollm2-135m-instruct", "model: tiny"))
+    graph = realflow.load_graph("project/mine.yaml")
+    assert graph.models["actor"].path == str(Path("project/tiny").resolve())
+    assert realflow.load_graph("project/mine.yaml", ["model=here"]).models["actor"].path == "here"
+    assert "note:" not in ok(capsys, "check", "project/mine.yaml", "model=here")
 
 
 def test_all_problems_of_a_plan_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

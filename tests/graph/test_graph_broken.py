@@ -51,6 +51,14 @@ steps: 10
 # (what to replace in GOOD, with what, a part of the message, its line)
 BROKEN = [
     # keys and names
+    ("task: chain_sum", "task: chain_sums", "unknown reasoning-gym task 'chain_sums'; did you mean 'chain_sum'?", 11),
+    ("task: chain_sum", "task: chain_sum\n  options: {min_term: 2}", "has no option 'min_term'; did you mean 'min_terms'?", 12),
+    ("    samples: 4", "    samples: 1", "draws 1 of each, so that every advantage would be 0", 28),
+    ("    samples: 4", "    samples: 4\n    stop: [a, 3]", "element 2 is 3", 19),
+    ("    samples: 4", "    samples: 4\n    stop: ['']", "element 1 is the text ''", 19),
+    ('lr: "${lr}"', 'lr: "${lr}", betas: [0.9]', "the list has 1 element", 6),
+    ('lr: "${lr}"', 'lr: "${lr}", betas: [0.9, 1]', "element 2 is 1", 6),
+    ("steps: 10", "steps: 10\ncheckpoint: {every: 5 steps, keep: 0}", "found 0, expected a whole number >= 1", 37),
     ("steps: 10", "stepz: 10", "unknown key 'stepz'; did you mean 'steps'?", 36),
     ("steps: 10", "", "'steps' is missing", 1),
     ("name: good", "name: ../up", "expected a name of letters", 1),
@@ -132,8 +140,8 @@ BROKEN = [
     ("steps: 10", "  again:\n    model: actor\n    op: train\n    use: losses.sft\nsteps: 10",
      "trains 'actor', which call train trains too", 37),
     # sizes and sampling
-    ("minibatches: 2", "minibatches: 3", "found 3, but 8 prompts do not divide", 35),
-    ("minibatches: 2", "minibatches: 64", "found 64, but 32 samples do not divide", 35),
+    ("minibatches: 2", "minibatches: 3", "found 3, expected a number that divides the 8 prompts of a step (whole groups)", 35),
+    ("minibatches: 2", "minibatches: 64", "or one above 8 that divides its 32 samples", 35),
     ("batch: ${n} prompts", "batch: 10 samples", "4 samples a prompt do not divide it", 17),
     ("max_new_tokens: 16", "max_new_tokens: 16\n    top_k: 50", "found 50, but call train trains on the field", 20),
     ("max_new_tokens: 16", "max_new_tokens: 16\n    top_p: 0.9", "found 0.9, but call train trains", 20),

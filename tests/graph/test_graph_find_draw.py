@@ -12,6 +12,7 @@ from realflow.errors import InputError
 from realflow.graph import explain_batch, find_graph, load_graph, shipped_graphs, to_mermaid, to_svg
 from realflow.graph.draw import edges
 from realflow.graph.layered import arrange
+from realflow.graph.words import most_prompts, notes
 
 
 def test_shipped_graphs_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +94,38 @@ def test_explain_batch() -> None:
     assert "2 a step, 90 in the run" in text
     assert "at most 1024 new tokens" in text
     assert "16 prompts = 16 samples a step" in explain_batch(load_graph(find_graph("sft")))
+    assert "4000 rows, equal 'question' counted once, of which train is 70%" in text
+    assert "2800 distinct ones at most" in text and "split over several" not in text
+    few = explain_batch(
+        load_graph(find_graph("grpo"), ["minibatches=2", "samples=2", "steps=1", "prompts=1"])
+    )
+    assert "1 prompt × 2 samples" in few and ", 1 step\n" in few
+    assert "samples of a prompt are split over several" in few
+
+
+@pytest.mark.parametrize("lines", [0, 1, 7])
+def test_rows_of_a_small_jsonl_file_are_counted(tmp_path: Path, lines: int) -> None:
+    (tmp_path / "data.jsonl").write_text('{"p": 1, "c": 2}\n' * lines + "\n")
+    text = (
+        "name: x\nmodels: {a: {path: p, optimizer: {}}}\nsteps: 3\n"
+        "data: {source: jsonl, path: data.jsonl, tokenize: a, batch: 2 prompts,\n"
+        "  fields: {prompt: p, completion: c}}\n"
+        "calls: {train: {model: a, op: train, use: losses.sft}}\n"
+    )
+    (tmp_path / "graph.yaml").write_text(text)
+    graph = load_graph(tmp_path / "graph.yaml")
+    assert most_prompts(graph) == lines
+    assert ("the same ones come again" in "".join(notes(graph))) == (lines < 2)
+    (tmp_path / "data.jsonl").unlink()
+    assert most_prompts(graph) is None and "is known when jsonl is opened" in explain_batch(graph)
+    with pytest.raises(InputError, match=r"graph.yaml:4: data.path: .*data.jsonl: no such file"):
+        load_graph(tmp_path / "graph.yaml")
+
+
+def test_a_notebook_shows_the_drawing_and_short_texts() -> None:
+    graph = load_graph(find_graph("grpo"))
+    assert graph._repr_svg_() == to_svg(graph)
+    assert repr(graph) == "Graph('grpo', calls=[rollout, reward, ref, credit, train], steps=45)"
 
 
 @st.composite

@@ -74,7 +74,7 @@ def graphs(draw: st.DrawFn) -> dict:
         "model": "actor",
         "op": "generate",
         "batch": "4 prompts",
-        "samples": draw(st.integers(1, 4)),
+        "samples": draw(st.integers(2, 4)),
         "max_new_tokens": draw(st.integers(1, 99)),
         **maybe(stop=st.lists(WORDS, max_size=3), chat=st.booleans(), temperature=st.floats(0.1, 2)),
     }
@@ -207,7 +207,7 @@ def test_an_optional_read_is_taken_where_something_writes_it() -> None:
 def test_batch_in_samples_and_groups_cut_only_when_they_must_be() -> None:
     assert load_graph(base(rollout={"batch": "24 samples"}, train={"minibatches": 3})).prompts == 3
     assert load_graph(base(rollout={"batch": "3 prompts"}, train={"minibatches": 24})).samples == 8
-    with pytest.raises(InputError, match="3 prompts do not divide"):
+    with pytest.raises(InputError, match="divides the 3 prompts of a step"):
         load_graph(base(rollout={"batch": "3 prompts"}, train={"minibatches": 2}))
 
 

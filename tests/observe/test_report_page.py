@@ -133,7 +133,7 @@ def test_a_run_that_died_says_how_far_it_came(tmp_path):
     write_metrics(tmp_path, 4)
     write_samples(tmp_path, 5)
     html = render(dataclasses.replace(load_run(tmp_path), plan=make_plan(predictions=False)))
-    assert "4 of 45 steps" in html and "stopped early" in html and "holds no predictions" in html
+    assert "4 of 45 steps" in html and "stopped early" in html and "predicted" not in html
 
 
 def test_a_failed_run_says_why(tmp_path):

@@ -75,6 +75,26 @@ def test_memory_formulas(small_card: Card) -> None:
     assert kv_bytes(small_card, "bfloat16", rollout, 3, 10) == 64 * 3 * (10 + 16)
 
 
+def test_amounts_that_no_run_can_mean_are_refused(small_card: Card) -> None:
+    assert plan_of(small_card, 1, slots=64).calls["rollout"].slots == 64
+    for wrong in ({"slots": 65}, {"slots": 0}, {"micro_batch_tokens": 15}):
+        with pytest.raises(InputError, match="expected at"):
+            plan_of(small_card, 1, **wrong)
+
+
+def test_lengths_are_held_against_the_positions_of_the_model(small_card: Card) -> None:
+    # 64 positions: 16 new tokens leave 48 for the prompt, of which the default limit allows more.
+    notes = [note for note in plan_of(small_card, 1).notes if note.startswith("Length: rollout")]
+    assert len(notes) == 1 and "have room for 48" in notes[0]
+    for new, fits in ((63, True), (64, False)):
+        graph = load_graph(find_graph("grpo"), [f"max_new_tokens={new}"])
+        try:
+            make_plan(graph, local_cluster(1), {}, dict.fromkeys(graph.models, small_card))
+            assert fits
+        except InputError as error:
+            assert not fits and "graph.calls.rollout.max_new_tokens" in str(error)
+
+
 def test_too_little_memory_is_a_note(small_card: Card) -> None:
     cards = dict.fromkeys(GRPO.models, small_card)
     plan = make_plan(GRPO, Cluster((Node("local", 1, "cpu", 1 << 20),)), {}, cards)
