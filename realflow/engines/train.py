@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from realflow.algorithms.terms import LossTerms
 from realflow.data.batch import Batch, to_tokens
+from realflow.engines.collectives import reduce_scatter_sum
 from realflow.engines.infer import score, scored_tokens
 from realflow.engines.optimizer import FlatAdamW, check_spec, learning_rate
 from realflow.errors import InputError, RunError
@@ -129,8 +130,7 @@ class TrainEngine:
             master = master_values(model, self.start, self.stop, wide)
         self._gradients = Gradients(model, size, wide)
         self._optimizer = FlatAdamW(master, spec, _decayed(model.flat, master, self.start, self.stop))
-        data = self._gradients.data
-        self.gradient = data if size == 1 else data.new_zeros(chunk)  # this rank's shard, reduced
+        self.gradient = self._gradients.data[self.start : self.stop]  # this rank's shard, once reduced
 
     def close(self) -> None:
         """End this engine; the model may get another."""
@@ -199,8 +199,7 @@ class TrainEngine:
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value
         self._gradients.finish()
-        if self.size > 1:
-            dist.reduce_scatter_single(self.gradient, self._gradients.data, group=self._group)
+        reduce_scatter_sum(self._gradients.data, self._group, self.rank, self.size)
         totals = self._sum_by_name(sums)
         return {name: value if name == "loss" else value / tokens for name, value in totals.items()}
 
