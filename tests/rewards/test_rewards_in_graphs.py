@@ -36,6 +36,7 @@ def test_user_reward(tmp_path, name, expected):
 
     (tmp_path / "rewards_of_e.py").write_text(MODULE)
     (tmp_path / "graph.yaml").write_text(GRAPH.replace("FUNCTION", name))
+    (tmp_path / "a.jsonl").write_text("")
     graph = load_graph(tmp_path / "graph.yaml")
     call = graph.call("reward")
     values = {
