@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import write_graph
 from scenes import grpo, place
 from tiny import tiny_model
 
@@ -26,7 +27,6 @@ from realflow.runtime.hosts import Hosts, draw_seed
 from realflow.runtime.messages import DispatchDone, Execute
 from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.store import FieldStore
-from runs import write_graph
 
 PAIRS = """\
 name: pairs

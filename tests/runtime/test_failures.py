@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from runs import execute, write_graph
 
 from realflow.api import plan
 from realflow.errors import InputError, RunError
 from realflow.graph import load_graph
 from realflow.launch.local import supervise
 from realflow.planfile import write_plan
-from runs import execute, write_graph
 
 SECONDS = 10.0
 SAMPLE = r"sample \d+: "

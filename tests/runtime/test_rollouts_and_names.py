@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from runs import execute, samples, weights, write_graph
 from safetensors.torch import load_file
 
 from realflow.planfile import read_plan
-from runs import execute, samples, weights, write_graph
 
 EVALUATE = """\
   evaluate:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
-
 from runs import execute, weights
+from tiny import tiny_model
 
 STEPS = 6
 
