@@ -43,6 +43,7 @@ DEVELOPMENT = [
     "ipykernel",
     "mypy",
     "nbclient",
+    "pyarrow",
     "nbformat",
     "packaging",
     "pytest",

@@ -22,7 +22,7 @@ from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan, read_plan
 from realflow.runtime.bootstrap import RENDEZVOUS, Identity, Mpi, Start, is_first, meet, start_master
 from realflow.runtime.connect import Rendezvous
-from realflow.runtime.directory import prepare, remove_partial
+from realflow.runtime.directory import prepare
 
 
 def main(plan_path: Path, run_dir: Path) -> int:
@@ -45,7 +45,13 @@ def _with_master(plan: Plan, run_dir: Path) -> Start:
     except InputError:
         shutil.rmtree(run_dir)
         raise
-    return Start(master.rendezvous, stop=master.process.terminate)
+
+    def stop() -> None:  # refused before anything was run: the place is left as it was
+        master.process.terminate()
+        master.process.wait()
+        shutil.rmtree(run_dir)
+
+    return Start(master.rendezvous, stop=stop)
 
 
 def _left_by_supervisor() -> Start:
@@ -84,7 +90,6 @@ def _edge(plan: Plan, run_dir: Path, begin: Callable[[], Start], checkpoint: Pat
         start.stop()
         if mpi.rank == 0:
             print(f"realflow: {error}", file=sys.stderr, flush=True)
-            remove_partial(run_dir)
         mpi.finalize()
         return 2
     except BaseException:  # noqa: BLE001 - an exception that is not reported here would hang the job

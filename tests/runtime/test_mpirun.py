@@ -61,6 +61,7 @@ def test_another_number_of_ranks(folder: Path, tmp_path: Path) -> None:
     assert job.returncode == 2
     assert told.count("the plan is for 2 devices, but mpirun started 3 ranks") == 1
     assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_worker(folder: Path, tmp_path: Path) -> None:
