@@ -1,4 +1,4 @@
-# make demo        train a small real model and see it get better (about 12 minutes on 2 cores)
+# make demo        train a small real model and see it get better (about 7 minutes on 2 cores)
 # make test        the test suite, as CI runs it
 # make test-full   also the tests that take long
 # make setup       only the virtual environment; make lint: only the checks of the text

@@ -1,6 +1,6 @@
 """`make demo`: a small real model learns one-digit sums by GRPO, and shows what it learned.
 
-    python experiments/demo/demo.py                      # about 12 minutes on 2 cores
+    python experiments/demo/demo.py                      # about 7 minutes on 2 cores
     python experiments/demo/demo.py --steps 2 --seed 3 lr=2e-5
 
 It runs the commands that people use every day (`realflow plan`, `run`, `report`), then loads the
