@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from realflow.engines.values import JSON_DEPTH, is_json
 from realflow.errors import RunError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -97,11 +98,11 @@ _ABSENT = object()
 def _kept(field: str, sample: int, value: Any) -> Any:
     """The value as it is stored."""
     if not isinstance(value, torch.Tensor):
-        if not _is_json(value):
+        if not is_json(value):
             raise RunError(
                 f"field {field!r} of sample {sample}: {type(value).__name__} is neither a tensor nor a JSON "
                 "value (null, bool, 64-bit int, float, text, list, or dict with text keys, at most "
-                f"{_DEPTH} deep)"
+                f"{JSON_DEPTH} deep)"
             )
         return value
     if value.dtype not in DTYPE_NAMES or value.dim() == 0:
@@ -112,25 +113,6 @@ def _kept(field: str, sample: int, value: Any) -> Any:
     value = value.detach().cpu().contiguous()
     # A slice of a packed batch would keep the whole batch alive.
     return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
-
-
-_DEPTH = 32
-
-
-def _is_json(value: Any, depth: int = _DEPTH) -> bool:
-    """Whether a value survives the way to another worker (as msgpack) unchanged."""
-    match value:
-        case None | bool() | float() | str():
-            return True
-        case int():
-            return -(2**63) <= value < 2**64
-        case list():
-            return depth > 0 and all(_is_json(item, depth - 1) for item in value)
-        case dict():
-            return depth > 0 and all(
-                isinstance(key, str) and _is_json(item, depth - 1) for key, item in value.items()
-            )
-    return False
 
 
 def _size(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -59,6 +60,15 @@ def wait_for(what: Callable[[], object], seconds: float = 60.0) -> object:
     raise AssertionError("it did not come to that in time")
 
 
+MODULES = {"worker": "realflow.runtime.worker", "master": "realflow.launch.master"}
+
+
+def start(plan_file: Path, run_dir: Path) -> subprocess.Popen[str]:
+    """`realflow run` as a user starts it."""
+    command = [sys.executable, "-m", "realflow", "run", str(plan_file), "--run-dir", str(run_dir), "--quiet"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
 def at_start(run_dir: Path) -> bool:
     return len(processes(run_dir, "realflow.runtime.worker")) >= 2
 
@@ -72,11 +82,10 @@ def at_step(run_dir: Path) -> bool:
 @pytest.mark.parametrize("moment", [at_start, at_step])
 def test_kill(plan_file: Path, tmp_path: Path, victim: str, moment: Callable[[Path], bool]) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "realflow", "run", str(plan_file), "--run-dir", str(run_dir), "--quiet"]
-    supervisor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    supervisor = start(plan_file, run_dir)
     try:
         wait_for(lambda: moment(run_dir))
-        module = {"worker": "realflow.runtime.worker", "master": "realflow.launch.master"}[victim]
+        module = MODULES[victim]
         everyone = psutil.Process(supervisor.pid).children(recursive=True)
         target = [p for p in processes(run_dir, module) if p.name() != "mpirun" and "-n" not in p.cmdline()][
             -1
@@ -196,3 +205,30 @@ def test_a_reward_that_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
     assert "in spins" in (tmp_path / "run" / "workers.log").read_text(), "the log shows where it stood"
     assert time.monotonic() - started < 60
     check_whole(tmp_path / "run")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", ["worker", "master"])
+@pytest.mark.parametrize("number", range(6))
+def test_kill_at_any_moment(tmp_path: Path, victim: str, number: int) -> None:
+    """Kills at random moments of a run that saves after every second step and moves weights in each."""
+    graph = load_graph(write_graph(tmp_path), ["steps=2000"])
+    layouts = {"rollout": "d2@0-1", "train": "d1@0", "ref": "d1@1"}
+    write_plan(plan(graph, devices=2, layouts=layouts), tmp_path / "plan.yaml")
+    run_dir = tmp_path / "run"
+    supervisor, module = start(tmp_path / "plan.yaml", run_dir), MODULES[victim]
+    wait_for(lambda: processes(run_dir, module))
+    time.sleep(random.Random(f"{victim} {number}").uniform(0.0, 25.0))
+    everyone = psutil.Process(supervisor.pid).children(recursive=True)
+    target = [p for p in processes(run_dir, module) if "-n" not in p.cmdline()][-1]
+    os.kill(target.pid, signal.SIGKILL)
+    started = time.monotonic()
+    _, told = supervisor.communicate(timeout=60)
+    _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
+    assert not alive
+    assert time.monotonic() - started < SECONDS
+    assert supervisor.returncode == 1
+    assert "Traceback" not in told
+    assert "rank" in told or victim == "master"
+    assert "start-up" in told or "@" in told or "waiting for work" in told, told
+    check_whole(run_dir)
