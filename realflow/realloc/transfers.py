@@ -39,13 +39,15 @@ class Transfer:
     """One box of one parameter that `destination` gets from `source` (the same rank: a local copy).
 
     The box lies inside one box of the source layout at `source` and inside one box of the
-    destination layout at `destination`.
+    destination layout at `destination`. A transfer with `hop` 1 is a relay: it sends from the source's
+    storage under the DESTINATION layout what transfers with `hop` 0 brought there.
     """
 
     name: str
     box: Box
     source: int
     destination: int
+    hop: int = 0
 
     @property
     def pair(self) -> tuple[int, int]:
