@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from realflow.errors import InputError
 
 AXES = ("pp", "dp", "tp")
+SETS = ("replica", "ends", "all")
 _LETTERS = {"d": "dp", "t": "tp", "p": "pp"}
 _RESERVED = {"c": "context", "e": "expert"}
 
@@ -97,12 +98,20 @@ class DeviceMesh:
         return self.ranks[(pp * self.layout.dp + dp) * self.layout.tp + tp]
 
     def groups(self, axis: str) -> tuple[tuple[int, ...], ...]:
-        """All groups of ranks that differ only along `axis`, each in order of that axis."""
-        assert axis in AXES, axis
+        """All groups of ranks along `axis`, each in mesh order.
+
+        For an axis of `AXES` the ranks that differ only there; `replica`: all ranks of one
+        data-parallel replica (pp and tp); `ends`: first and last stage of each pipeline; `all`: the
+        whole mesh.
+        """
+        assert axis in (*AXES, *SETS), axis
+        along = {"replica": ("pp", "tp"), "ends": ("pp",), "all": AXES}.get(axis, (axis,))
         found: dict[tuple[int, ...], list[int]] = {}
         for rank in self.ranks:
             coordinate = self.coordinate(rank)
-            key = tuple(coordinate[a] for a in AXES if a != axis)
+            if axis == "ends" and coordinate["pp"] not in (0, self.layout.pp - 1):
+                continue
+            key = tuple(coordinate[a] for a in AXES if a not in along)
             found.setdefault(key, []).append(rank)
         return tuple(tuple(group) for group in found.values())
 

@@ -105,12 +105,13 @@ class OptimizerSpec:
 @dataclass(frozen=True)
 class ModelSpec:
     """A model of the graph. `dtype` is that of the compute weights; masters are float32 (float64
-    where `dtype` is float64)."""
+    where `dtype` is float64). `head` is `lm`, or `value` and `reward`: one number a token."""
 
     name: str
     path: str
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     optimizer: OptimizerSpec | None = None
+    head: Literal["lm", "value", "reward"] = "lm"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,11 @@ class CallPlan:
 
     `ranks` are in mesh order (pp, dp, tp). `micro_batch_tokens` is the budget of a packed
     micro-batch; `slots` the sequences that a generate call decodes at once on each replica.
-    `after` says what happens to the call's weights when it ends.
+    `after` says what happens when the call ends: `keep`; `offload` moves to host memory what the
+    call alone needs (weights; of a train call gradients and optimizer states), until it runs again;
+    `free` lets go of weights that reallocation brings again before the next use. Train calls run
+    their micro-batches through the stages by `schedule`; `recompute` is activation checkpointing;
+    `sequence_parallel` divides what lies between the blocks over the ranks of a tensor group.
     """
 
     ranks: tuple[int, ...]
@@ -62,6 +66,9 @@ class CallPlan:
     micro_batch_tokens: int = 4096
     slots: int = 32
     after: Literal["keep", "free", "offload"] = "keep"
+    schedule: Literal["1f1b", "zero_bubble"] = "1f1b"
+    recompute: bool = False
+    sequence_parallel: bool = False
     predicted_seconds: float | None = None
 
     @property
