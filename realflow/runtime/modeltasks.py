@@ -1,4 +1,4 @@
-"""The dispatches of a worker's main thread: everything that needs a model or a collective."""
+"""The infer, train, realloc and save dispatches of a worker's main thread (`streams` has generation)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Any
 
 from realflow.data.balance import CostModel, micro_batches
 from realflow.data.batch import Batch, pack
-from realflow.data.text import encode_prompt
 from realflow.engines.functions import load_callable
-from realflow.engines.generate import Finished, Prompt
 from realflow.engines.infer import infer_logprobs
 from realflow.engines.state import save_state
-from realflow.errors import InputError, Problem
 from realflow.files import file_digest
 from realflow.graph.types import Call
 from realflow.models.card import card
@@ -26,9 +23,8 @@ from realflow.runtime.directory import partial_directory
 from realflow.runtime.fields import DataFields, Inputs, folder_of
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import MasterLink
-from realflow.runtime.messages import DispatchDone, Drain, Execute, Open, Reallocate, SampleReady, Save
-from realflow.runtime.readiness import main_rollout
-from realflow.runtime.stats import Spans, response_stats
+from realflow.runtime.messages import DispatchDone, Execute, Reallocate, Save
+from realflow.runtime.stats import Spans
 from realflow.runtime.store import FieldStore
 
 
@@ -51,61 +47,6 @@ class ModelTasks:
         self._run_dir = run_dir
         self._losses: dict[str, Callable[..., Any]] = {}
         self._costs: dict[str, CostModel] = {}
-
-    # ---- generate -------------------------------------------------------------------------------
-
-    def stream(self, opened: Open) -> None:
-        """A generate dispatch: take feeds, decode, send finished samples on, until drained."""
-        call = self._graph.call(opened.call)
-        engine = self._hosts.generator(call)
-        engine.set_version(opened.version)
-        queue = self._link.stream(opened.dispatch)
-        drained, spans, samples = False, Spans(), 0
-        stats: list[Finished] = []
-        while engine.busy or not drained:
-            while not (engine.busy and queue.empty()) and not drained:
-                message = queue.get()
-                if isinstance(message, Drain):
-                    drained = True
-                else:
-                    with spans:
-                        engine.feed([self._prompt(call, group) for group in message.groups])
-            if engine.busy:
-                with spans:
-                    finished = engine.step()
-                    self._store_finished(call, finished)
-                if finished:
-                    samples += len(finished)
-                    stats += finished
-                    ids, lengths = [f.sample_id for f in finished], [len(f.tokens) for f in finished]
-                    self._link.send(SampleReady(opened.dispatch, self._rank, ids, lengths))
-        self._link.close_stream(opened.dispatch)
-        prefix = "" if call == main_rollout(self._graph) else f"{call.name}/"
-        found = response_stats(stats, prefix)
-        self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
-
-    def _prompt(self, call: Call, group: int) -> Prompt:
-        host = self._hosts.hosts[str(call.model)]
-        text = self._data.row(group)[call.reads["prompt"]]
-        tokens = encode_prompt(host.tokenizer, text, call.chat)
-        limit = self._graph.data.prompt_tokens
-        if len(tokens) > limit:
-            raise InputError(
-                Problem(
-                    f"the prompt of group {group} has {len(tokens)} tokens, more than {limit}"
-                    f"{' (the default)' if self._graph.data.max_length is None else ''}; set max_length to "
-                    f"at least {len(tokens)}, or leave such rows out of the data",
-                    where="data.max_length",
-                )
-            )
-        first = group * self._graph.samples
-        return Prompt(group, tuple(range(first, first + self._graph.samples)), tuple(tokens))
-
-    def _store_finished(self, call: Call, finished: Sequence[Finished]) -> None:
-        for name, field in call.writes.items():
-            self._store.put(field, {f.sample_id: getattr(f, name) for f in finished})
-
-    # ---- infer and train ------------------------------------------------------------------------
 
     def execute(self, message: Execute) -> None:
         """An infer or train dispatch."""
@@ -192,8 +133,6 @@ class ModelTasks:
         if model not in self._costs:
             self._costs[model] = cost_model(card(resolve_model(self._graph.models[model].path)))
         return self._costs[model]
-
-    # ---- weights --------------------------------------------------------------------------------
 
     def reallocate(self, message: Reallocate) -> None:
         """Copy weights to ranks that lack them, before a call runs there."""

@@ -30,6 +30,7 @@ from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, 
 from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.record import with_record
 from realflow.runtime.store import FieldStore
+from realflow.runtime.streams import Streams
 from realflow.runtime.transport import FieldClient, FieldServer
 
 
@@ -79,6 +80,7 @@ class Worker:
         self.models = ModelTasks(
             self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir
         )
+        self.streams = Streams(self.plan, self.rank, self.hosts, self._store, data, self.link)
         self.functions = FunctionTasks(self.plan, self.rank, self._store, self._inputs, data, self.link)
         self.link.is_function = lambda call: self.plan.graph.call(call).op == "function"
         self.link.on_execute = self._inputs.prefetch
@@ -118,7 +120,7 @@ class Worker:
             self.link.doing = message.dispatch
             match message:
                 case Open():
-                    self.models.stream(message)
+                    self.streams.run(message)
                 case Execute():
                     self.models.execute(message)
                 case Reallocate():

@@ -1,0 +1,79 @@
+"""Generate dispatches: streams that take feeds and send finished samples on, until drained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from realflow.data.text import encode_prompt
+from realflow.engines.generate import Finished, Prompt
+from realflow.errors import InputError, Problem
+from realflow.graph.types import Call
+from realflow.planfile import Plan
+from realflow.runtime.fields import DataFields
+from realflow.runtime.hosts import Hosts
+from realflow.runtime.link import MasterLink
+from realflow.runtime.messages import DispatchDone, Drain, Open, SampleReady
+from realflow.runtime.readiness import main_rollout
+from realflow.runtime.stats import Spans, response_stats
+from realflow.runtime.store import FieldStore
+
+
+class Streams:
+    """Runs the generate dispatches of one worker, on its main thread."""
+
+    def __init__(
+        self, plan: Plan, rank: int, hosts: Hosts, store: FieldStore, data: DataFields, link: MasterLink
+    ) -> None:
+        self._graph, self._rank, self._hosts = plan.graph, rank, hosts
+        self._store, self._data, self._link = store, data, link
+
+    def run(self, opened: Open) -> None:
+        """A generate dispatch: take feeds, decode, send finished samples on, until drained."""
+        call = self._graph.call(opened.call)
+        engine = self._hosts.generator(call)
+        engine.set_version(opened.version)
+        queue = self._link.stream(opened.dispatch)
+        drained, spans, samples = False, Spans(), 0
+        stats: list[Finished] = []
+        while engine.busy or not drained:
+            while not (engine.busy and queue.empty()) and not drained:
+                message = queue.get()
+                if isinstance(message, Drain):
+                    drained = True
+                else:
+                    with spans:
+                        engine.feed([self._prompt(call, group) for group in message.groups])
+            if engine.busy:
+                with spans:
+                    finished = engine.step()
+                    self._store_finished(call, finished)
+                if finished:
+                    samples += len(finished)
+                    stats += finished
+                    ids, lengths = [f.sample_id for f in finished], [len(f.tokens) for f in finished]
+                    self._link.send(SampleReady(opened.dispatch, self._rank, ids, lengths))
+        self._link.close_stream(opened.dispatch)
+        prefix = "" if call == main_rollout(self._graph) else f"{call.name}/"
+        found = response_stats(stats, prefix)
+        self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
+
+    def _prompt(self, call: Call, group: int) -> Prompt:
+        host = self._hosts.hosts[str(call.model)]
+        text = self._data.row(group)[call.reads["prompt"]]
+        tokens = encode_prompt(host.tokenizer, text, call.chat)
+        limit = self._graph.data.prompt_tokens
+        if len(tokens) > limit:
+            raise InputError(
+                Problem(
+                    f"the prompt of group {group} has {len(tokens)} tokens, more than {limit}"
+                    f"{' (the default)' if self._graph.data.max_length is None else ''}; set max_length to "
+                    f"at least {len(tokens)}, or leave such rows out of the data",
+                    where="data.max_length",
+                )
+            )
+        first = group * self._graph.samples
+        return Prompt(group, tuple(range(first, first + self._graph.samples)), tuple(tokens))
+
+    def _store_finished(self, call: Call, finished: Sequence[Finished]) -> None:
+        for name, field in call.writes.items():
+            self._store.put(field, {f.sample_id: getattr(f, name) for f in finished})
