@@ -1,15 +1,23 @@
-"""Advantages of samples from the rewards of their group.
+"""Advantages: of samples from the rewards of their group, and of tokens from a critic's values.
 
-All take `rewards` ([S], NaN where a sample has none) and `group_ids` (int64 [S]) and return [S] in
-the dtype of `rewards`. Groups are found by id, never by position, and keep their real size: a
-sample without a reward counts in no mean and has advantage 0, as has a group of one.
+`grpo`, `dr_grpo` and `rloo` take `rewards` ([S], NaN where a sample has none) and `group_ids` (int64
+[S]) and return [S] in the dtype of `rewards`. Groups are found by id, never by position, and keep
+their real size: a sample without a reward counts in no mean and has advantage 0, as has a group of
+one. `gae` gives an advantage to each token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+from realflow.algorithms.gae import chosen_tokens, packed_gae
+from realflow.algorithms.kl import kl_estimate
+from realflow.data.batch import to_tokens
+from realflow.errors import InputError
 
 
 def grpo(
@@ -42,6 +50,75 @@ def rloo(rewards: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
     stats = _group_stats(rewards, group_ids)
     count = stats.count[stats.inverse]
     return stats.per_sample(stats.deviation * count / (count - 1).clamp(min=1))
+
+
+def gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    loss_mask: torch.Tensor,
+    finish_reason: Sequence[str],
+    lengths: torch.Tensor,
+    token_rewards: torch.Tensor | None = None,
+    logprobs: torch.Tensor | None = None,
+    ref_logprobs: torch.Tensor | None = None,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    kl_coef: float = 0.0,
+    kl: Literal["k1", "k2", "k3"] = "k1",
+    whiten: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Generalised advantage estimation (see `packed_gae`): `advantages` and `returns`, [T] in the dtype
+    of `values`, 0 at tokens that the policy did not choose.
+
+    A token's reward is `token_rewards` where there are any, less `kl_coef` times the KL estimate of
+    (`logprobs`, `ref_logprobs`); the sample's `rewards` are added at its last chosen token. A sample
+    whose `finish_reason` is not `stop` was cut off and bootstraps from the critic. `whiten` makes the
+    advantages of the batch's chosen tokens mean 0 and (unbiased) variance 1, after the returns
+    have been taken.
+
+    A sample without a reward (NaN) has advantages 0 and the critic's own values as returns: nobody
+    learns from it, and it counts in no mean. Raises InputError for options that make no sense.
+    """
+    missing = rewards.isnan()
+    mask = loss_mask.bool() & ~to_tokens(missing, lengths)
+    places, counts = chosen_tokens(mask, lengths)
+    total = torch.zeros(len(values), dtype=torch.float64)
+    if token_rewards is not None:
+        total += token_rewards.detach().double()
+    if kl_coef:
+        total -= kl_coef * _kl(logprobs, ref_logprobs, kl, kl_coef)
+    ends = places[counts.cumsum(0)[counts > 0] - 1]
+    total[ends] += rewards.detach().double()[counts > 0]
+    cut = torch.tensor([reason != "stop" for reason in finish_reason], dtype=torch.bool)
+    advantages, returns = packed_gae(total, values, lengths, mask, gamma=gamma, lam=lam, bootstrap=cut)
+    if whiten:
+        advantages[places] = _whitened(advantages[places])
+    skipped, _ = chosen_tokens(loss_mask.bool() & to_tokens(missing, lengths), lengths)
+    returns[skipped] = values.detach().double()[skipped - 1]
+    return {"advantages": advantages.to(values.dtype), "returns": returns.to(values.dtype)}
+
+
+def _kl(
+    logprobs: torch.Tensor | None, ref_logprobs: torch.Tensor | None, kind: str, kl_coef: float
+) -> torch.Tensor:
+    """KL estimate of each token, float64 [T]; both fields must be there."""
+    if logprobs is None or ref_logprobs is None:
+        raise InputError(
+            f"advantages.gae: kl_coef is {kl_coef}, but there are no "
+            f"{'logprobs' if logprobs is None else 'ref_logprobs'}; add a call that writes them, or set "
+            "kl_coef to 0"
+        )
+    return kl_estimate(logprobs.detach().double(), ref_logprobs, kind)
+
+
+def _whitened(values: torch.Tensor) -> torch.Tensor:
+    """Values [R] less their mean, over their unbiased standard deviation; of fewer than two nothing is
+    known of either, and they stay as they are. Equal ones become 0."""
+    if len(values) < 2:
+        return values
+    deviation = values - values.mean()
+    return deviation * (values.var(correction=1) + 1e-8).rsqrt()
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,35 @@ def sft(logprobs: torch.Tensor) -> LossTerms:
     return LossTerms(-logprobs)
 
 
+def value_clip(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, *, clip: float = 0.2
+) -> LossTerms:
+    """PPO's clipped value loss: `max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2`.
+
+    `values` (the critic now) and `old_values` (when the returns were made) are the critic's numbers
+    at each token; `returns` at entry i are those of choosing token i, so that v is the value of the
+    state before, entry i - 1. (A sample's first token follows no state; it is never a loss token.) A
+    large `clip` turns clipping off.
+
+    Metrics: `vf_loss`, `vf_clipfrac` (1 where the clipped branch is the larger), `vpred_mean`.
+    Raises InputError for a `clip` that is not above 0.
+    """
+    if not clip > 0:
+        raise InputError(f"losses.value_clip: clip must be above 0, not {clip}")
+    now = values.roll(1)
+    old = old_values.detach().to(values.dtype).roll(1)
+    target = returns.detach().to(values.dtype)
+    free = (now - target).square()
+    clipped = (old + (now - old).clamp(-clip, clip) - target).square()
+    per_token = 0.5 * torch.maximum(free, clipped)
+    metrics = {
+        "vf_loss": per_token.detach(),
+        "vf_clipfrac": (clipped > free).to(values.dtype),
+        "vpred_mean": now.detach(),
+    }
+    return LossTerms(per_token, metrics)
+
+
 def aggregate(
     per_token: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor, mode: str = "token"
 ) -> torch.Tensor:

@@ -72,6 +72,27 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
             _declare("advantages.dr_grpo", "function", _GROUPED, _ADVANTAGES, scope="group"),
             _declare("advantages.rloo", "function", _GROUPED, _ADVANTAGES, scope="group"),
             _declare(
+                "advantages.gae",
+                "function",
+                (
+                    FieldUse("rewards", "rewards", "sample", "float"),
+                    FieldUse("values", "values", "token", "float"),
+                    LOSS_MASK,
+                    FieldUse("finish_reason", "finish_reason", "sample", "text"),
+                    FieldUse("token_rewards", "token_rewards", "token", "float", optional=True),
+                    FieldUse("logprobs", "logprobs", "token", "float", optional=True),
+                    FieldUse("ref_logprobs", "ref_logprobs", "token", "float", optional=True),
+                ),
+                (
+                    FieldUse("advantages", "advantages", "token", "float"),
+                    FieldUse("returns", "returns", "token", "float"),
+                ),
+                scope="batch",
+                options={"gamma": 1.0, "lam": 0.95, "kl_coef": 0.0, "kl": "k1", "whiten": True},
+                choices={"kl": KL},
+                requires={"kl_coef": "ref_logprobs"},
+            ),
+            _declare(
                 "losses.ppo_clip",
                 "loss",
                 (
@@ -94,11 +115,24 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
             ),
             _declare("losses.sft", "loss", scope="batch", needs=("logprobs",)),
             _declare(
+                "losses.value_clip",
+                "loss",
+                (
+                    FieldUse("old_values", "values", "token", "float"),
+                    FieldUse("returns", "returns", "token", "float"),
+                ),
+                scope="batch",
+                options={"clip": 0.2},
+                needs=("values",),
+            ),
+            _declare(
                 "logprobs",
                 "output",
                 (TOKENS, FieldUse("loss_mask", "loss_mask", "token", "bool", optional=True)),
                 (FieldUse("logprobs", "logprobs", "token", "float"),),
             ),
+            _declare("values", "output", (TOKENS,), (FieldUse("values", "values", "token", "float"),)),
+            _declare("rewards", "output", (TOKENS,), _REWARDS),
         )
     }
 )

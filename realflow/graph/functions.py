@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from realflow.errors import InputError, Problem
 from realflow.graph.builtins import BUILTINS
+from realflow.graph.heads import LOSS_OUTPUTS
 from realflow.graph.modules import import_user_module
 from realflow.graph.schema import NAME, nearest
 from realflow.graph.types import EXTENTS, FieldUse, FunctionDecl, Kind, Scope
@@ -33,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = ("int", "float", "bool", "text", "any")
 SCOPES = ("sample", "group", "batch")
-OUTPUTS = ("logprobs", "entropy")
+OUTPUTS = tuple(output for given in LOSS_OUTPUTS.values() for output in given)
 """Model outputs that a loss can need."""
 
 _DECLARATION = "__realflow__"

@@ -11,6 +11,7 @@ from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
 from realflow.graph.filekinds import refuse_other
+from realflow.graph.heads import check_heads
 from realflow.graph.params import apply_params, escape
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
 from realflow.graph.sections import check_data_path, read_data, read_models
@@ -102,6 +103,7 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
     prompts, samples = 1, 1
     if complete:
         check_models(models, wiring.calls, data, report)
+        check_heads(models, wiring.calls, report)
         if data_section.sound:
             prompts, samples = check_sizes(wiring.calls, data, report)
     if here and folder is not None:
@@ -169,6 +171,7 @@ def _changed(value: Any, default: Any, *names: str) -> dict[str, Any]:
 
 def _model_mapping(model: ModelSpec) -> dict[str, Any]:
     result: dict[str, Any] = {"path": model.path, "dtype": model.dtype}
+    result |= _changed(model, ModelSpec("", ""), "head")
     if model.optimizer is not None:
         spec = model.optimizer
         changed = _changed(

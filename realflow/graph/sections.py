@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from realflow.graph.gymtasks import TASKS
+from realflow.graph.heads import INFER_OUTPUTS
 from realflow.graph.schema import (
     FILE_NAME,
     FLAG,
@@ -49,8 +50,9 @@ def read_models(section: Section) -> dict[str, ModelSpec]:
             path=model.need("path", TEXT, ""),
             dtype=model.take("dtype", one_of(*DTYPES), "bfloat16"),
             optimizer=_read_optimizer(model.section("optimizer")) if "optimizer" in model else None,
+            head=model.take("head", one_of(*INFER_OUTPUTS), "lm"),
         )
-        model.close(("path", "dtype", "optimizer"))
+        model.close(("path", "dtype", "head", "optimizer"))
     if section.sound and not section.items:
         section.problem("is empty; expected at least one model")
     return models

@@ -17,6 +17,7 @@ Dtype = Literal["int", "float", "bool", "text", "any"]
 Scope = Literal["sample", "group", "batch"]
 Op = Literal["generate", "infer", "train", "function"]
 Kind = Literal["function", "loss", "output", "reward"]
+Head = Literal["lm", "value", "reward"]
 
 EXTENTS: tuple[Extent, ...] = ("prompt", "sample", "token")  # coarse to fine
 
@@ -45,7 +46,7 @@ class FunctionDecl:
 
     `kind`: `function` (values to values), `reward` (a user's function in TRL's or verl's
     signature), `loss` (used by a train call; `needs` lists the model outputs it is given, such as
-    `logprobs`, `entropy`), `output` (what an infer call computes from a model, such as
+    `logprobs`, `entropy`, `values`), `output` (what an infer call computes from a model, such as
     `logprobs`). `options` maps each keyword option to its default; a default of None means that
     any value is taken, otherwise the type of the default is required. `choices` lists the values of
     an option that takes a few; `requires` names, for an option, the optional field that must be
@@ -111,7 +112,7 @@ class ModelSpec:
     path: str
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     optimizer: OptimizerSpec | None = None
-    head: Literal["lm", "value", "reward"] = "lm"
+    head: Head = "lm"
 
 
 @dataclass(frozen=True)

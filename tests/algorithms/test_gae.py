@@ -1,0 +1,296 @@
+"""GAE and the value loss: the numbers of the definitions, and what holds for any samples."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realflow.algorithms.advantages import gae
+from realflow.algorithms.gae import packed_gae
+from realflow.algorithms.losses import value_clip
+from realflow.errors import InputError
+
+unit = st.floats(0, 1)
+number = st.floats(-5, 5)
+token = st.tuples(st.booleans(), number, number, number, number)  # mask, value, reward, logp, ref
+sample = st.tuples(
+    st.lists(token, min_size=1, max_size=9),
+    st.sampled_from(["stop", "length", "abort"]),
+    st.one_of(number, number, number, st.none()),
+)
+batches = st.lists(sample, min_size=1, max_size=6)
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def columns(rows):
+    """What a graph gives `gae` of (tokens, finish reason, reward) rows."""
+    tokens = [entry for row, _, _ in rows for entry in row]
+    column = {
+        name: f64([entry[i] for entry in tokens])
+        for i, name in enumerate(("values", "token_rewards", "logprobs", "ref_logprobs"), start=1)
+    }
+    return {
+        **column,
+        "rewards": f64([math.nan if reward is None else reward for *_, reward in rows]),
+        "loss_mask": torch.tensor([entry[0] for entry in tokens], dtype=torch.bool),
+        "finish_reason": [reason for _, reason, _ in rows],
+        "lengths": torch.tensor([len(row) for row, _, _ in rows]),
+    }
+
+
+def by_hand(row, reason, reward, gamma, lam, kl_coef):
+    """The definition, one token at a time, for one sample: lists of advantages and returns."""
+    advantages, returns = [0.0] * len(row), [0.0] * len(row)
+    chosen = [i for i, entry in enumerate(row) if entry[0] and i > 0]
+    if reward is None:
+        for i in chosen:
+            returns[i] = row[i - 1][1]
+        return advantages, returns, []
+    next_value = 0.0 if reason == "stop" else row[-1][1]
+    following, last = 0.0, True
+    for i in reversed(chosen):
+        _, _, own, logprob, ref = row[i]
+        total = own - kl_coef * (logprob - ref) + (reward if last else 0.0)
+        value = row[i - 1][1]
+        following = total + gamma * next_value - value + gamma * lam * following
+        advantages[i], returns[i] = following, following + value
+        next_value, last = value, False
+    return advantages, returns, chosen
+
+
+def expected(rows, gamma=1.0, lam=0.95, kl_coef=0.0, whiten=False):
+    results = [by_hand(*row, gamma, lam, kl_coef) for row in rows]
+    places, start = [], 0
+    for (row, *_), (_, _, chosen) in zip(rows, results, strict=True):
+        places += [start + i for i in chosen]
+        start += len(row)
+    advantages = [a for result in results for a in result[0]]
+    if whiten and len(places) > 1:
+        mean = math.fsum(advantages[i] for i in places) / len(places)
+        variance = math.fsum((advantages[i] - mean) ** 2 for i in places) / (len(places) - 1)
+        for i in places:
+            advantages[i] = (advantages[i] - mean) / math.sqrt(variance + 1e-8)
+    return f64(advantages), f64([r for result in results for r in result[1]])
+
+
+def same(found, wanted, atol=1e-9):
+    torch.testing.assert_close(found["advantages"], wanted[0], atol=atol, rtol=1e-9)
+    torch.testing.assert_close(found["returns"], wanted[1], atol=atol, rtol=1e-9)
+
+
+def reference(bootstrap, mask=(0, 1, 1, 1, 1)):
+    """The example of the definition: rewards 0 0 0 1, values .1 .2 .3 .4 of the states before them."""
+    values, rewards = f64([0.1, 0.2, 0.3, 0.4, 0.7]), f64([9, 0, 0, 0, 1])
+    found = packed_gae(
+        rewards,
+        values,
+        torch.tensor([5]),
+        torch.tensor(mask).bool(),
+        gamma=0.99,
+        lam=0.95,
+        bootstrap=torch.tensor([bootstrap]),
+    )
+    return found[0][1:]
+
+
+def test_values():
+    torch.testing.assert_close(reference(False), f64([0.77329, 0.718012, 0.6603, 0.6]), atol=1e-5, rtol=0)
+
+
+def test_a_truncated_sample_bootstraps_from_the_value_at_its_last_token():
+    more = 0.99 * 0.7 * f64([(0.99 * 0.95) ** 3, (0.99 * 0.95) ** 2, 0.99 * 0.95, 1])
+    torch.testing.assert_close(reference(True) - reference(False), more, atol=1e-12, rtol=0)
+
+
+def test_values_that_stand_elsewhere_would_be_noticed():
+    """The control: with the values of the states after the choices the example does not come out."""
+    values = f64([0.0, 0.1, 0.2, 0.3, 0.4])
+    args = (torch.tensor([5]), torch.tensor([0, 1, 1, 1, 1]).bool())
+    shifted, _ = packed_gae(
+        f64([0, 0, 0, 0, 1]), values, *args, gamma=0.99, lam=0.95, bootstrap=torch.tensor([False])
+    )
+    assert (shifted[1:] - f64([0.77329, 0.718012, 0.6603, 0.6])).abs().max() > 0.05
+
+
+def test_a_tools_tokens_are_skipped_and_not_zeroed():
+    """Two choices, a tool's two tokens, a choice: as if the tool's last state came right after."""
+    values = f64([0.1, 0.2, 0.9, -0.9, 0.4, 0.0])
+    mask = torch.tensor([0, 1, 1, 0, 0, 1]).bool()
+    stop = torch.tensor([False])
+    settings = {"gamma": 0.9, "lam": 0.8, "bootstrap": stop}
+    found, _ = packed_gae(f64([0, 0, 0, 5, 5, 1]), values, torch.tensor([6]), mask, **settings)
+    states = f64([0.1, 0.2, 0.4, 0.0])  # before each choice; the entry at the end is not used
+    plain, _ = packed_gae(
+        f64([0, 0, 0, 1]), states, torch.tensor([4]), torch.tensor([0, 1, 1, 1]).bool(), **settings
+    )
+    torch.testing.assert_close(found[mask], plain[1:])
+    assert (found[~mask] == 0).all()
+    zeroed, _ = packed_gae(
+        f64([0, 0, 0, 0, 0, 1]),
+        values,
+        torch.tensor([6]),
+        torch.tensor([0, 1, 1, 1, 1, 1]).bool(),
+        **settings,
+    )
+    assert (zeroed[mask] - found[mask]).abs().max() > 0.05
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches, unit, unit, unit, st.booleans())
+def test_equals_the_definition(rows, gamma, lam, kl_coef, whiten):
+    found = gae(**columns(rows), gamma=gamma, lam=lam, kl_coef=kl_coef, whiten=False)
+    same(found, expected(rows, gamma, lam, kl_coef))
+    if whiten:  # a tiny spread would blow rounding up
+        wanted = expected(rows, gamma, lam, kl_coef, whiten=True)
+        found = gae(**columns(rows), gamma=gamma, lam=lam, kl_coef=kl_coef)
+        same(found, wanted, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches, st.randoms(use_true_random=False))
+def test_order_and_company_do_not_matter(rows, random):
+    """A permutation permutes; without whitening each sample alone gives what it gives among others."""
+    together = gae(**columns(rows), kl_coef=0.1, whiten=False)
+    lengths = [len(row) for row, *_ in rows]
+    parts = {name: value.split(lengths) for name, value in together.items()}
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    shuffled = gae(**columns([rows[i] for i in order]), kl_coef=0.1, whiten=False)
+    for name, value in shuffled.items():
+        torch.testing.assert_close(value, torch.cat([parts[name][i] for i in order]), atol=1e-12, rtol=0)
+    for index, row in enumerate(rows):
+        alone = gae(**columns([row]), kl_coef=0.1, whiten=False)
+        for name, value in alone.items():
+            torch.testing.assert_close(value, parts[name][index], atol=1e-12, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches)
+def test_whitened_over_the_chosen_tokens_and_zero_elsewhere(rows):
+    given_, found = columns(rows), gae(**columns(rows))
+    advantages = found["advantages"]
+    start, chosen = 0, []
+    for row, _, reward in rows:
+        chosen += [start + i for i, e in enumerate(row) if e[0] and i > 0 and reward is not None]
+        start += len(row)
+    rest = torch.ones(len(advantages), dtype=torch.bool)
+    rest[chosen] = False
+    assert (advantages[rest] == 0).all()
+    plain = gae(**given_, whiten=False)
+    torch.testing.assert_close(found["returns"], plain["returns"])  # taken before whitening
+    if len(chosen) > 1 and plain["advantages"][chosen].std() > 1e-2:
+        assert abs(advantages[chosen].mean()) < 1e-9
+        assert advantages[chosen].std() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_monte_carlo_and_one_step():
+    """lam 1 is the discounted return less the value; lam 0 the error of one step."""
+    values, rewards = f64([0.5, -1, 2, 0.25]), f64([0, 1, 2, 4])
+    mask, lengths = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([4])
+    whole, returns = packed_gae(
+        rewards, values, lengths, mask, gamma=0.5, lam=1.0, bootstrap=torch.tensor([False])
+    )
+    torch.testing.assert_close(returns[1:], f64([1 + 1 + 1, 2 + 2, 4]))
+    torch.testing.assert_close(whole[1:], returns[1:] - values[:3])
+    step, _ = packed_gae(rewards, values, lengths, mask, gamma=0.5, lam=0.0, bootstrap=torch.tensor([True]))
+    torch.testing.assert_close(step[1:], f64([1 - 0.5 - 0.5, 2 + 1 + 1, 4 + 0.125 - 2]))
+
+
+def test_a_missing_reward_teaches_nobody():
+    rows = [
+        ([(False, 0.3, 0, -1, -1), (True, 0.4, 0, -2, -1), (True, 0.5, 0, -1, -3)], "stop", None),
+        ([(False, 0.1, 0, -1, -1), (True, 0.2, 0, -2, -1), (True, 0.6, 0, -1, -3)], "length", 1.0),
+    ]
+    found, alone = gae(**columns(rows)), gae(**columns(rows[1:]))
+    assert (found["advantages"][:3] == 0).all()
+    torch.testing.assert_close(found["advantages"][3:], alone["advantages"])
+    torch.testing.assert_close(found["returns"][1:3], f64([0.3, 0.4]))
+    values = columns(rows)["values"].requires_grad_()
+    loss = value_clip(values, values.detach(), found["returns"]).per_token[1:3].sum()
+    loss.backward()
+    assert (values.grad == 0).all()
+
+
+def test_kinds_of_kl_and_of_numbers():
+    rows = [([(False, 0.3, 0, -1, -1), (True, 0.4, 0, -2, -1), (True, 0.5, 0, -1, -3)], "stop", 1.0)]
+    given_ = columns(rows)
+    k1, k2, none = (
+        gae(**given_, whiten=False, lam=1.0, **options)["returns"]
+        for options in ({"kl_coef": 0.1}, {"kl_coef": 0.1, "kl": "k2"}, {})
+    )
+    torch.testing.assert_close(none - k1, f64([0, 0.1 * (-1 + 2), 0.1 * 2]))
+    torch.testing.assert_close(none - k2, f64([0, 0.1 * (0.5 + 2), 0.1 * 2]))
+    narrow = {**given_, "values": given_["values"].float()}
+    assert gae(**narrow)["advantages"].dtype == torch.float32
+    given_.pop("ref_logprobs")
+    with pytest.raises(InputError, match=r"kl_coef is 0\.1, but there are no ref_logprobs"):
+        gae(**given_, kl_coef=0.1)
+    for wrong in ({"gamma": 1.1}, {"lam": -0.1}):
+        with pytest.raises(InputError, match="must be from 0 to 1"):
+            gae(**given_, **wrong)
+
+
+def test_nothing_to_learn_from_is_fine():
+    rows = [([(False, 0.3, 0, -1, -1), (False, 0.4, 0, -2, -1)], "stop", 1.0)]
+    for found in (gae(**columns(rows)), gae(**columns([([(True, 1, 0, 0, 0)], "stop", 1.0)]))):
+        assert all((value == 0).all() for value in found.values())
+
+
+def test_long_and_short_samples_together():
+    """A thousand tokens beside one: against the recursion of plain floats."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for length in (1000, 2, 37):
+        numbers = torch.randn(length, 4, generator=generator, dtype=torch.float64).tolist()
+        rows.append(([(i % 7 != 3, *entry) for i, entry in enumerate(numbers)], "length", 0.5))
+    same(gae(**columns(rows), gamma=0.99, kl_coef=0.05, whiten=True), expected(rows, 0.99, 0.95, 0.05, True))
+
+
+# ---- the value loss --------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(number, number, number), min_size=2, max_size=12), st.floats(0.01, 2))
+def test_value_loss_equals_the_definition(rows, clip):
+    values, old, returns = (f64(column) for column in zip(*rows, strict=True))
+    terms = value_clip(values, old, returns, clip=clip)
+    for i in range(1, len(rows)):
+        v, before, target = rows[i - 1][0], rows[i - 1][1], rows[i][2]
+        near = min(max(v, before - clip), before + clip)
+        wanted = 0.5 * max((v - target) ** 2, (near - target) ** 2)
+        assert terms.per_token[i].item() == pytest.approx(wanted, abs=1e-9)
+        assert terms.metrics["vpred_mean"][i].item() == v
+    assert (terms.metrics["vf_loss"] == terms.per_token).all()
+
+
+def test_value_loss_without_a_change_is_half_the_square():
+    values, returns = f64([0.5, 1.0, 7.0]).requires_grad_(), f64([0.0, 1.5, 0.0])
+    terms = value_clip(values, values.detach(), returns)
+    torch.testing.assert_close(terms.per_token[1:], f64([0.5, 0.5]))
+    assert (terms.metrics["vf_clipfrac"] == 0).all()
+    terms.per_token[1:].sum().backward()
+    torch.testing.assert_close(values.grad, f64([-1.0, 1.0, 0.0]))  # the last state has no choice after it
+
+
+def test_no_gradient_beyond_the_clip_and_none_to_old_values_or_returns():
+    values = f64([2.0, 0.0]).requires_grad_()
+    old, returns = f64([0.0, 0.0]).requires_grad_(), f64([0.0, 3.0]).requires_grad_()
+    terms = value_clip(values, old, returns, clip=0.2)
+    terms.per_token[1].backward()
+    assert (values.grad == 0).all() and old.grad is None and returns.grad is None
+    assert terms.metrics["vf_clipfrac"][1] == 1
+    with pytest.raises(InputError, match="clip must be above 0"):
+        value_clip(values, old, returns, clip=0.0)
+
+
+def test_gradient_of_the_value_loss():
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(9, generator=generator, dtype=torch.float64).requires_grad_()
+    old = values.detach() + 0.3 * torch.randn(9, generator=generator, dtype=torch.float64)
+    returns = torch.randn(9, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda v: value_clip(v, old, returns).per_token[1:], (values,))
