@@ -23,25 +23,22 @@ def draw(
     largest logit and reports its log probability at temperature 1. A row's result depends on that
     row alone. Raises RunError where logits are not finite.
     """
-    work = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    work = work_dtype(logits)
     greedy = sampling.temperature == 0.0
     scaled = logits
     if not greedy and sampling.temperature != 1.0:
         scaled = logits.to(work) / sampling.temperature
     if not greedy:
         scaled = restrict(scaled, sampling.top_k, sampling.top_p)
-    masses = _probabilities(scaled, work)
+    masses = chunked(scaled.softmax(-1, dtype=work))  # one fused pass over the logits
     chunks = masses.sum(-1).double()
     cumulated = chunks.cumsum(-1)
     total = cumulated[:, -1:]
-    if not bool(torch.isfinite(total).all()):
-        raise RunError(
-            "generation: the model's logits are not finite (NaN or infinite); weights may be broken"
-        )
+    check_finite(total)
     if greedy:
         tokens = logits.argmax(-1, keepdim=True)
     else:
-        tokens = _invert(masses, chunks, cumulated, uniforms[:, None])
+        tokens = locate(masses, chunks, cumulated, uniforms[:, None].to(total.device) * total)
     logprobs = masses.flatten(1).gather(-1, tokens).double().log() - total.log()
     return tokens[:, 0], logprobs[:, 0].to(work)
 
@@ -62,8 +59,7 @@ def restrict(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 
 def _nucleus_edge(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """The smallest logit inside the nucleus: [B, 1]."""
-    work = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    total = logits.to(work).logsumexp(-1, keepdim=True)
+    total = logits.to(work_dtype(logits)).logsumexp(-1, keepdim=True)
     size = min(_FIRST_TRY, logits.shape[-1])
     while True:
         largest = logits.topk(size, dim=-1).values
@@ -74,24 +70,37 @@ def _nucleus_edge(logits: torch.Tensor, top_p: float) -> torch.Tensor:
         size = logits.shape[-1]
 
 
-def _probabilities(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Softmax in `dtype` as [B, chunks, _CHUNK], zeros behind the end. One fused pass over the logits."""
-    probabilities = logits.softmax(-1, dtype=dtype)
-    if logits.shape[-1] % _CHUNK:
-        probabilities = F.pad(probabilities, (0, -logits.shape[-1] % _CHUNK))
-    return probabilities.unflatten(-1, (-1, _CHUNK))
+def work_dtype(logits: torch.Tensor) -> torch.dtype:
+    """What masses and log probabilities are computed in."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _invert(
-    masses: torch.Tensor, chunks: torch.Tensor, cumulated: torch.Tensor, uniforms: torch.Tensor
+def check_finite(total: torch.Tensor) -> None:
+    """Raise RunError where the sum of a row's masses shows that its logits were not finite."""
+    if not bool(torch.isfinite(total).all()):
+        raise RunError(
+            "generation: the model's logits are not finite (NaN or infinite); weights may be broken"
+        )
+
+
+def chunked(masses: torch.Tensor) -> torch.Tensor:
+    """[B, V] as [B, chunks, 128], zeros behind the end."""
+    if masses.shape[-1] % _CHUNK:
+        masses = F.pad(masses, (0, -masses.shape[-1] % _CHUNK))
+    return masses.unflatten(-1, (-1, _CHUNK))
+
+
+def locate(
+    masses: torch.Tensor, chunks: torch.Tensor, cumulated: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """The first token whose cumulated mass exceeds `uniforms` times the total: int64 [B, 1].
+    """The first token whose cumulated mass exceeds `target` (float64 [B, 1]): int64 [B, 1].
 
-    Two levels (the chunk, then the token in it) read the masses once. The bounds stay below the
-    last cumulated value in spite of rounding, so that a token of mass zero is never drawn.
+    `masses` as `chunked` gives them, `chunks` float64 [B, chunks] the chunks' sums and `cumulated`
+    the sums up to each. Two levels (the chunk, then the token in it) read the masses once. The bounds
+    stay below the last cumulated value in spite of rounding, so that a token of mass zero is never
+    drawn.
     """
-    total = cumulated[:, -1:]
-    target = torch.minimum(uniforms.to(total.device) * total, _below(total))
+    target = torch.minimum(target, _below(cumulated[:, -1:]))
     chunk = torch.searchsorted(cumulated, target, right=True)
     before = cumulated.gather(-1, chunk) - chunks.gather(-1, chunk)
     inner = masses[torch.arange(len(masses), device=masses.device), chunk[:, 0]].double().cumsum(-1)
