@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from realflow.errors import InputError, Problem
-from realflow.graph.types import Graph
+from realflow.graph.types import Call, Graph
+from realflow.planfile.holdings import holdings, planned_edges
 from realflow.planfile.ranks import format_ranks
 from realflow.planfile.types import CallPlan, Engine, Plan
 
 ENGINES = ("native", "vllm", "python", "train", "infer")
 AFTER = ("keep", "free", "offload")
+SCHEDULES = ("1f1b", "zero_bubble")
 ENGINES_OF: Mapping[str, tuple[Engine, ...]] = {
     "generate": ("native", "vllm"),
     "infer": ("infer",),
@@ -34,6 +36,14 @@ def find_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Prob
 
     `unread` names calls which the file has but which could not be read.
     """
+    problems = rule_problems(plan, unread)
+    if not problems and not unread:
+        problems += _reallocs(plan)
+    return problems + _expectations(plan)
+
+
+def rule_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Problem]:
+    """What is wrong with the graph, the cluster and the calls of a plan, whatever follows from them."""
     problems = _nodes(plan)
     if plan.graph.max_staleness > 0:
         problems.append(
@@ -61,28 +71,22 @@ def find_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Prob
                     f"is missing; every call of the graph needs ranks and a layout: add calls.{name}", "calls"
                 )
             )
-    if not problems and not unread:
-        problems += _reallocs(plan)
-    return problems + _expectations(plan)
+    if not problems and not unread:  # they compare the meshes of calls
+        problems += _frees(plan)
+    return problems
 
 
 def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[str, str, str, int]]:
-    """`(model, source, destination, ranks that lack the weights)` for every move of a step.
+    """`(model, source, destination, holdings that lack the weights)` for every move of a step.
 
-    The training ranks hold the new weights after an optimizer step. The first call, in the
-    graph's order, that runs a trained model on a rank without them needs them moved there. A periodic
-    call saves a later one the move only where it runs whenever that one does.
+    `source` is the call that trains the model, `destination` the one that needs the new weights in
+    its own layout; see `realflow.planfile.holdings.planned_edges`.
     """
-    needed = []
-    for model, train in graph.trained().items():
-        users = [call for call in graph.calls if call.model == model and call.name != train.name]
-        for index, call in enumerate(users):
-            before = [other for other in users[:index] if (call.every or 1) % (other.every or 1) == 0]
-            fresh = {rank for other in (train, *before) for rank in calls[other.name].ranks}
-            missing = set(calls[call.name].ranks) - fresh
-            if missing:
-                needed.append((model, train.name, call.name, len(missing)))
-    return needed
+    trained = graph.trained()
+    return [
+        (edge.model, trained[edge.model].name, edge.call, len(edge.destinations))
+        for edge in planned_edges(graph, calls)
+    ]
 
 
 def idle_ranks(plan: Plan) -> tuple[int, ...]:
@@ -115,40 +119,82 @@ def _nodes(plan: Plan) -> list[Problem]:
 
 def _call(plan: Plan, name: str, call: CallPlan) -> list[Problem]:
     op, scope = plan.graph.call(name).op, plan.graph.call(name).decl.scope
-    where, world, found = f"calls.{name}", plan.world_size, []
+    found: list[Problem] = []
 
     def fail(key: str, message: str) -> None:
-        found.append(Problem(message, where=f"{where}.{key}"))
+        found.append(Problem(message, where=f"calls.{name}.{key}"))
 
     layout = call.layout
     if len(call.ranks) != layout.size:
         fail("layout", f"{layout} needs {layout.size} ranks, but {len(call.ranks)} are given")
-    twice = sorted(rank for rank, count in Counter(call.ranks).items() if count > 1)
-    if twice:
-        fail("ranks", f"{_names(twice)} given twice; a call uses a rank once")
-    outside = sorted({rank for rank in call.ranks if not 0 <= rank < world})
-    if outside:
-        fail(
-            "ranks",
-            f"{_names(outside)} outside the cluster, whose {world} devices are ranks 0 to {world - 1}",
-        )
-    for axis, size, word in (("t", layout.tp, "tensor"), ("p", layout.pp, "pipeline")):
-        if size > 1 and op == "function":
-            fail("layout", f"{layout} cuts a model, but {name} is a function: use d{layout.size}")
-        elif size > 1:
-            fail("layout", f"{layout}: {axis}{size} ({word} parallel) cannot run yet; use d{len(call.ranks)}")
+    for message in _rank_problems(call.ranks, plan.world_size):
+        fail("ranks", message)
+    if op == "function" and layout.dp < layout.size:
+        fail("layout", f"{layout} cuts a model, but {name} is a function: use d{layout.size}")
     if call.engine not in ENGINES_OF[op]:
         fail("engine", f"{call.engine} cannot run op {op}; expected {' or '.join(ENGINES_OF[op])}")
     elif call.engine == "vllm":
         fail("engine", "vllm cannot run yet; use native")
-    if call.after != "keep":
-        fail("after", f"{call.after} cannot run yet; use keep")
     for key in ("micro_batch_tokens", "slots"):
         if getattr(call, key) < 1:
             fail(key, f"found {getattr(call, key)}; expected at least 1")
     if op == "function" and scope == "batch" and layout.dp > 1:
         fail("layout", f"{layout}: the function must see the whole batch at once (scope batch): use d1")
+    for key, message in _flag_problems(plan.graph.call(name), call):
+        fail(key, message)
     return found
+
+
+def _rank_problems(ranks: tuple[int, ...], world: int) -> Iterator[str]:
+    twice = sorted(rank for rank, count in Counter(ranks).items() if count > 1)
+    if twice:
+        yield f"{_names(twice)} given twice; a call uses a rank once"
+    elif list(ranks) != sorted(ranks):
+        yield f"found {format_ranks(ranks)}; expected rising ranks: {format_ranks(sorted(ranks))}"
+    outside = sorted({rank for rank in ranks if not 0 <= rank < world})
+    if outside:
+        yield f"{_names(outside)} outside the cluster, whose {world} devices are ranks 0 to {world - 1}"
+
+
+def _flag_problems(call: Call, where: CallPlan) -> Iterator[tuple[str, str]]:
+    """`(key, message)` of flags that mean nothing to a call or its layout."""
+    if call.op == "function" and where.after != "keep":
+        yield "after", f"{where.after}, but {call.name} is a function and holds no weights: use keep"
+    if call.op != "train":
+        for key in ("schedule", "recompute", "sequence_parallel"):
+            if getattr(where, key) != getattr(CallPlan, key):
+                default = str(getattr(CallPlan, key)).lower()
+                yield key, f"only train calls have it, and {call.name} is {call.op}: use {default}"
+        return
+    if where.schedule == "zero_bubble" and where.layout.pp == 1:
+        yield "schedule", f"zero_bubble fills the gaps of a pipeline, and {where.layout} has none: use 1f1b"
+    if where.sequence_parallel and where.layout.tp == 1:
+        yield (
+            "sequence_parallel",
+            f"it divides tokens over a tensor group, and {where.layout} has none: use false",
+        )
+
+
+def _frees(plan: Plan) -> Iterator[Problem]:
+    for name, call in plan.calls.items():
+        if call.after == "free" and (reason := _why_not_free(plan, name)):
+            yield Problem(f"free: {reason}; use keep or offload", where=f"calls.{name}.after")
+
+
+def _why_not_free(plan: Plan, name: str) -> str | None:
+    """Why nothing would bring the weights of a call again if they were let go of; None where a
+    reallocation does. Where only some of its ranks share weights with training, those keep them."""
+    graph = plan.graph
+    model = str(graph.call(name).model)
+    train = graph.trained().get(model)
+    if train is None:
+        return f"{model} is not trained, so that no reallocation brings its weights again"
+    if train.name == name:
+        return f"{name} has the newest weights of {model}, which other calls get from it"
+    own, trained = holdings(plan.calls[name]), holdings(plan.calls[train.name])
+    if all(trained.get(rank) == held for rank, held in own.items()):
+        return f"{name} uses the very weights that {train.name} trains, so that no reallocation brings them"
+    return None
 
 
 def _reallocs(plan: Plan) -> list[Problem]:
@@ -163,7 +209,7 @@ def _reallocs(plan: Plan) -> list[Problem]:
             problems.append(Problem(f"{move} is given twice", where=where))
         elif key not in needed:
             problems.append(
-                Problem(f"{move} is not needed by the ranks of the calls: remove it", where=where)
+                Problem(f"{move} is not needed by the layouts of the calls: remove it", where=where)
             )
         if realloc.bytes < realloc.lower_bound_bytes:
             problems.append(
@@ -176,8 +222,8 @@ def _reallocs(plan: Plan) -> list[Problem]:
     for model, source, target in sorted(needed - set(found)):
         problems.append(
             Problem(
-                f"{model} from {source} to {target} is missing: {target} runs on ranks that {source} does "
-                "not train on; make the plan again, or add the realloc",
+                f"{model} from {source} to {target} is missing: {target} holds other parts of the model "
+                f"than {source}, or on other ranks; make the plan again, or add the realloc",
                 where="reallocs",
             )
         )

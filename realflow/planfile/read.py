@@ -13,10 +13,21 @@ from typing import Any, TypeVar
 from realflow.errors import InputError, Problem
 from realflow.graph import Graph, load_graph
 from realflow.graph.filekinds import refuse_other
-from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, number, one_of, read_element, whole
+from realflow.graph.schema import (
+    FLAG,
+    TEXT,
+    Kind,
+    Report,
+    Section,
+    Wrong,
+    number,
+    one_of,
+    read_element,
+    whole,
+)
 from realflow.graph.yamlfile import KeyPath, load_yaml, parse_yaml
 from realflow.layout import Layout
-from realflow.planfile.check import AFTER, ENGINES, find_problems
+from realflow.planfile.check import AFTER, ENGINES, SCHEDULES, find_problems
 from realflow.planfile.ranks import LIMIT, parse_ranks
 from realflow.planfile.types import FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
 
@@ -238,6 +249,9 @@ def _call(section: Section) -> CallPlan:
         micro_batch_tokens=section.take("micro_batch_tokens", whole(1), CallPlan.micro_batch_tokens),
         slots=section.take("slots", whole(1), CallPlan.slots),
         after=section.take("after", one_of(*AFTER), CallPlan.after),
+        schedule=section.take("schedule", one_of(*SCHEDULES), CallPlan.schedule),
+        recompute=section.take("recompute", FLAG, CallPlan.recompute),
+        sequence_parallel=section.take("sequence_parallel", FLAG, CallPlan.sequence_parallel),
         predicted_seconds=section.take("predicted_seconds", _maybe(NUMBER), None),
     )
     section.close(_keys(CallPlan))

@@ -19,11 +19,12 @@ _LIST_LIMIT = 16  # longer sets of ranks are written as ranges
 # Text that stays text in any YAML dialect; all other text is quoted, because the dumper's own
 # rules are those of YAML 1.1, where `1e-5` is text and `on` is not.
 _PLAIN = re.compile(r"[A-Za-z_][\w./:-]*( [A-Za-z_][\w./-]*)*|\d+ [a-z]+|\d+-\d+|[\w./-]*/[\w./-]+", re.ASCII)
+_OF_TRAINING = ("schedule", "recompute", "sequence_parallel")
 _UNUSED = {
-    "generate": (),
-    "infer": ("slots",),
+    "generate": _OF_TRAINING,
+    "infer": ("slots", *_OF_TRAINING),
     "train": ("slots",),
-    "function": ("slots", "micro_batch_tokens", "after"),
+    "function": ("slots", "micro_batch_tokens", "after", *_OF_TRAINING),
 }
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -79,11 +80,12 @@ def plan_to_yaml(plan: Plan) -> str:
         ),
         (
             "Where and how each call runs. A layout is data x tensor x pipeline; micro_batch_tokens is the\n"
-            "# budget of a packed micro-batch, slots the sequences that a replica decodes at once.",
+            "# budget of a packed micro-batch, slots the sequences that a replica decodes at once. Weights\n"
+            "# that one call uses are kept after it, offloaded to the host or freed until they come again.",
             {"calls": {name: _call(call, ops.get(name, "generate")) for name, call in plan.calls.items()}},
         ),
         (
-            "Weights that move after an optimizer step, to ranks that lack them, in each step.",
+            "Weights that move after an optimizer step, to calls whose layout lacks them, in each step.",
             {"reallocs": [_realloc(realloc) for realloc in plan.reallocs]},
         ),
         ("Bytes of each rank by cause, at the worst moment.", {"memory": _memory(plan.memory)}),
@@ -159,6 +161,7 @@ def _call(call: CallPlan, op: str) -> dict[str, Any]:
         "micro_batch_tokens": call.micro_batch_tokens,
         "slots": call.slots,
         "after": call.after,
+        **{key: getattr(call, key) for key in _OF_TRAINING},
         "predicted_seconds": call.predicted_seconds,
     }
     for key in _UNUSED[op]:

@@ -28,7 +28,7 @@ from realflow.planfile import (
     read_plan,
     write_plan,
 )
-from realflow.planfile.check import ENGINES_OF
+from realflow.planfile.check import ENGINES_OF, SCHEDULES
 from realflow.planfile.ranks import format_ranks, parse_ranks
 
 GRAPHS = {name: load_graph(find_graph(name)) for name in ("grpo", "sft")}
@@ -47,6 +47,16 @@ values = st.recursive(
 )
 
 
+def layouts_of(size: int) -> list[Layout]:
+    """Every layout of so many ranks."""
+    return [
+        Layout(size // (tp * pp), tp, pp)
+        for tp in range(1, size + 1)
+        for pp in range(1, size + 1)
+        if size % (tp * pp) == 0
+    ]
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Any plan that may run: every graph, cluster, set of ranks, number and text."""
@@ -61,13 +71,27 @@ def plans(draw: st.DrawFn) -> Plan:
         for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
     ]
     world = sum(node.devices for node in nodes)
-    rank_sets = st.lists(st.integers(0, world - 1), min_size=1, max_size=20, unique=True).map(tuple)
+    rank_sets = st.lists(st.integers(0, world - 1), min_size=1, max_size=20, unique=True).map(
+        lambda ranks: tuple(sorted(ranks))
+    )
     calls = {}
     for call in graph.calls:
         ranks = draw(rank_sets)
+        layout = Layout(dp=len(ranks))
+        if call.op != "function":
+            layout = draw(st.sampled_from(layouts_of(len(ranks))))
+        flags = {}
+        if call.op == "train":
+            flags = {
+                "schedule": draw(st.sampled_from(SCHEDULES)) if layout.pp > 1 else "1f1b",
+                "recompute": draw(st.booleans()),
+                "sequence_parallel": layout.tp > 1 and draw(st.booleans()),
+            }
         calls[call.name] = CallPlan(
             ranks=ranks,
-            layout=Layout(dp=len(ranks)),
+            layout=layout,
+            after=draw(st.sampled_from(["keep", "offload"])) if call.op != "function" else "keep",
+            **flags,
             engine=ENGINES_OF[call.op][0],
             micro_batch_tokens=draw(st.integers(1, 2**20)),
             slots=draw(st.integers(1, 100)),
@@ -215,18 +239,19 @@ BROKEN = {
     ),
     "layout that is none": ("layout: d2t1p1", "layout: 2x2", "layout: 2x2", "expected letters with sizes"),
     "layout that is a number": ("layout: d2t1p1", "layout: 2", "layout: 2", "expected letters with sizes"),
-    "tensor parallel": (
-        "layout: d2t1p1",
-        "layout: d1t2p1",
-        "layout: d1t2p1",
-        "t2 (tensor parallel) cannot run yet",
+    "ranks that fall": (
+        "    ranks: [0, 1]",
+        "    ranks: [1, 0]",
+        "    ranks: [1, 0]",
+        "expected rising ranks: 0-1",
     ),
-    "pipeline": (
-        "layout: d2t1p1",
-        "layout: d1t1p2",
-        "layout: d1t1p2",
-        "p2 (pipeline parallel) cannot run yet",
+    "a function in parts": (
+        "ranks: [0]\n    layout: d1t1p1",
+        "ranks: [0, 1]\n    layout: d1t2p1",
+        "layout: d1t2p1",
+        "d1t2p1 cuts a model, but reward is a function: use d2",
     ),
+    "expert parallel": ("layout: d2t1p1", "layout: d1e2", "layout: d1e2", "reserved and cannot run yet"),
     "context parallel": ("layout: d2t1p1", "layout: d1c2", "layout: d1c2", "reserved and cannot run yet"),
     "unknown engine": ("engine: native", "engine: natvie", "engine: natvie", "did you mean 'native'"),
     "wrong engine": (
@@ -236,11 +261,73 @@ BROKEN = {
         "train cannot run op generate; expected native or vllm",
     ),
     "engine to come": ("engine: native", "engine: vllm", "engine: vllm", "vllm cannot run yet"),
-    "offload": (
+    "unknown after": (
         "    slots: 32\n    after: keep",
-        "    slots: 32\n    after: offload",
-        "    after: offload",
-        "offload cannot run yet",
+        "    slots: 32\n    after: offlaod",
+        "    after: offlaod",
+        "expected one of keep, free, offload; did you mean 'offload'?",
+    ),
+    "a function that offloads": (
+        "engine: python",
+        "engine: python\n    after: offload",
+        "after: offload",
+        "reward is a function and holds no weights: use keep",
+    ),
+    "freed and not trained": (
+        "engine: infer\n    micro_batch_tokens: 4096\n    after: keep",
+        "engine: infer\n    micro_batch_tokens: 4096\n    after: free",
+        "after: free",
+        "ref is not trained, so that no reallocation brings its weights again; use keep or offload",
+    ),
+    "freed by training": (
+        "engine: train\n    micro_batch_tokens: 4096\n    after: keep",
+        "engine: train\n    micro_batch_tokens: 4096\n    after: free",
+        "after: free",
+        "train has the newest weights of actor, which other calls get from it",
+    ),
+    "freed where training keeps": (
+        "ranks: [0, 1]\n    layout: d2t1p1\n    engine: native\n    micro_batch_tokens: 4096\n    slots: 32\n"
+        "    after: keep",
+        "ranks: [2]\n    layout: d1t1p1\n    engine: native\n    micro_batch_tokens: 4096\n    slots: 32\n"
+        "    after: free",
+        "after: free",
+        "rollout uses the very weights that train trains",
+    ),
+    "unknown schedule": (
+        'schedule: "1f1b"',
+        "schedule: 1f2b",
+        "schedule: 1f2b",
+        "expected one of 1f1b, zero_bubble; did you mean '1f1b'?",
+    ),
+    "zero bubble without stages": (
+        'schedule: "1f1b"',
+        "schedule: zero_bubble",
+        "schedule: zero_bubble",
+        "zero_bubble fills the gaps of a pipeline, and d1t1p1 has none: use 1f1b",
+    ),
+    "sequence parallel alone": (
+        "sequence_parallel: false",
+        "sequence_parallel: true",
+        "sequence_parallel: true",
+        "it divides tokens over a tensor group, and d1t1p1 has none: use false",
+    ),
+    "recompute as text": (
+        "recompute: false",
+        "recompute: maybe",
+        "recompute: maybe",
+        "expected true or false",
+    ),
+    "a rollout that recomputes": (
+        "engine: native",
+        "engine: native\n    recompute: true",
+        "recompute: true",
+        "only train calls have it, and rollout is generate: use false",
+    ),
+    "a schedule of inference": (
+        "engine: infer",
+        "engine: infer\n    schedule: zero_bubble",
+        "schedule: zero_bubble",
+        "only train calls have it, and ref is infer: use 1f1b",
     ),
     "slots of 0": ("    slots: 32", "    slots: 0", "    slots: 0", "expected a whole number >= 1"),
     "tokens as text": (
