@@ -19,6 +19,7 @@ from realflow.graph import Graph, find_graph
 from realflow.graph import load_graph as _load
 from realflow.models.card import Card, card
 from realflow.models.paths import resolve_model
+from realflow.models.vocabularies import check_vocabularies
 from realflow.planfile import Cluster, Plan, check_plan, read_plan
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _cards(graph: Graph) -> dict[str, Card]:
             problems += _at(error.problems, f"models.{name}.path")
     if problems:
         raise InputError(problems)
+    check_vocabularies(graph)  # after the cards: models are on this machine now
     return cards
 
 

@@ -18,6 +18,7 @@ from realflow.graph import (
     to_svg,
 )
 from realflow.models.paths import find_model
+from realflow.models.vocabularies import check_vocabularies
 
 
 def add_commands(add: AddCommand) -> None:
@@ -36,6 +37,7 @@ def add_commands(add: AddCommand) -> None:
 def run_check(args: argparse.Namespace) -> None:
     """Check a graph and say what it is."""
     graph = load_graph(find_graph(args.graph), args.overrides)
+    check_vocabularies(graph)
     print(f"{graph.name}: correct. {describe(graph)}")
     for note in notes(graph):
         print(f"note: {note}")

@@ -1,0 +1,92 @@
+"""Models that read the same tokens must have the same vocabulary; refused before anything starts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+
+from realflow.api import plan
+from realflow.cli import main
+from realflow.errors import InputError
+from realflow.graph import graph_to_mapping, load_graph
+from realflow.graph.find import find_graph
+from realflow.models.vocabularies import check_vocabularies
+from realflow.planfile import write_plan
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that agree, and others that differ in one token, in size, or have no tokenizer."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    made = {"actor": tiny_model(root / "actor"), "large": tiny_model(root / "large", vocab=120)}
+    for name in ("same", "swapped", "bare", "bare-large", "few-rows"):
+        shutil.copytree(made["large" if name == "bare-large" else "actor"], root / name)
+        made[name] = root / name
+    path = root / "swapped" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(values))
+    for name in ("bare", "bare-large"):
+        (root / name / "tokenizer.json").unlink()
+    config = json.loads((root / "few-rows" / "config.json").read_text())
+    (root / "few-rows" / "config.json").write_text(json.dumps({**config, "vocab_size": 90}))
+    return made
+
+
+def ppo(folders: dict[str, Path], reward: str):
+    return load_graph(
+        find_graph("ppo"), [f"model={folders['actor']}", f"reward_model={folders[reward]}", "prompts=4"]
+    )
+
+
+@pytest.mark.parametrize("reward", ["same", "bare"])
+def test_equal_vocabularies_pass(folders: dict[str, Path], reward: str) -> None:
+    check_vocabularies(ppo(folders, reward))
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("swapped", r"token \d+ of actor is '[ab]', token \d+ of reward is '[ab]'; a call's model must have"),
+        ("large", "actor has no token 100, token 100 of reward is '<unused"),
+        ("bare-large", "actor has 100 tokens, reward has 120 tokens"),
+        ("few-rows", "reward has embeddings for 90 tokens, actor numbers up to 99"),
+    ],
+)
+def test_other_vocabularies_are_refused_with_call_and_line(
+    folders: dict[str, Path], reward: str, message: str
+) -> None:
+    graph = ppo(folders, reward)
+    with pytest.raises(InputError, match=message) as caught:
+        check_vocabularies(graph)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.line) == ("calls.reward.model", graph.call("reward").line)
+
+
+def test_check_plan_and_run_refuse(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"model={folders['actor']}", "prompts=4"]
+    other = [*overrides, f"reward_model={folders['swapped']}"]
+    assert main(["check", "ppo", *other]) == 2
+    assert "calls.reward.model: token" in capsys.readouterr().err
+    with pytest.raises(InputError, match="must have the vocabulary of actor"):
+        plan("ppo", devices=1, overrides=other)
+    good = plan("ppo", devices=1, overrides=[*overrides, f"reward_model={folders['same']}"])
+    file = tmp_path / "plan.yaml"
+    write_plan(good, file)
+    file.write_text(file.read_text().replace(str(folders["same"]), str(folders["swapped"])))
+    assert main(["run", str(file), "--run-dir", str(tmp_path / "run")]) == 2
+    assert "must have the vocabulary of actor" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokenized_data_counts_as_its_model(folders: dict[str, Path]) -> None:
+    mapping = graph_to_mapping(load_graph(find_graph("sft"), [f"model={folders['actor']}"]))
+    mapping["models"]["tokenizer"] = {"path": str(folders["swapped"])}
+    mapping["data"]["tokenize"] = "tokenizer"
+    with pytest.raises(InputError, match="must have the vocabulary of tokenizer"):
+        check_vocabularies(load_graph(mapping))
