@@ -22,7 +22,7 @@ class _Chart:
 
 _CHARTS = (
     _Chart("Reward", (REWARD,)),
-    _Chart("Loss", ("*/pg_loss", "*/sft_loss", "*/loss", "*/value_loss")),
+    _Chart("Loss", ("*/pg_loss", "*/sft_loss", "*/loss", "*/vf_loss")),
     _Chart("Response length (tokens)", ("response_length/mean", "response_length/max"), zero=True),
     _Chart("Gradient norm", ("*/grad_norm",), zero=True),
     _Chart("KL divergence", ("*/kl_loss", "*/ppo_kl")),

@@ -79,7 +79,8 @@ class FunctionTasks:
                 self._running = None
         for name, column in outputs.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
-        stats = field_stats(call.name, outputs)
+        mask = call.reads.get("loss_mask")
+        stats = field_stats(call.name, outputs, values[mask] if mask else None)
         self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def _lengths(self, call: Call, ids: Sequence[int], values: Mapping[str, Sequence[Any]]) -> list[int]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from realflow.engines.generate import Finished
 
 Stats = dict[str, list[float]]
@@ -37,16 +39,27 @@ class Spans:
             self.merged.append([self._start, now])
 
 
-def field_stats(call: str, values: Mapping[str, Sequence[Any]]) -> Stats:
-    """Numbers of the fields that `call` wrote, under the names of metrics."""
-    return {METRIC_NAMES.get(name, f"{call}/{name}"): found for name, found in numeric_stats(values).items()}
+def field_stats(
+    call: str, values: Mapping[str, Sequence[Any]], masks: Sequence[torch.Tensor] | None = None
+) -> Stats:
+    """Numbers of the fields that `call` wrote, under the names of metrics.
+
+    `masks` (bool [L] for each sample) says which tokens count in fields of tokens; without it there
+    are no numbers of those.
+    """
+    found = numeric_stats(values, masks)
+    return {METRIC_NAMES.get(name, f"{call}/{name}"): numbers for name, numbers in found.items()}
 
 
-def numeric_stats(values: Mapping[str, Sequence[Any]]) -> Stats:
-    """Numbers of each numeric sample field; missing values are left out."""
+def numeric_stats(values: Mapping[str, Sequence[Any]], masks: Sequence[torch.Tensor] | None = None) -> Stats:
+    """Numbers of each numeric field of samples, and with `masks` of tokens; missing values are left
+    out."""
     stats: Stats = {}
     for name, column in values.items():
         numbers = [float(v) for v in column if isinstance(v, int | float) and v == v]
+        if masks is not None and column and isinstance(column[0], torch.Tensor):
+            packed = torch.cat([value[mask] for value, mask in zip(column, masks, strict=True)])
+            numbers = packed.tolist() if packed.ndim == 1 else []
         if numbers:
             stats[name] = _sums(numbers)
     return stats
