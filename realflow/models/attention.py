@@ -186,13 +186,17 @@ def packed_attention(
     """Causal attention within each sequence of a packed batch, in transformers' calling form.
 
     `query` [1, Hq, T, D]; `key`, `value` [1, Hkv, T, D], Hq a multiple of Hkv; with
-    `packing.shared` only of the U distinct tokens. Returns [1, T or U, Hq, D]. Raises InputError
-    for what it does not compute (soft caps, sinks, biases).
+    `packing.shared` only of the U distinct tokens. Where `module` has an attribute `kv_picks` (int64),
+    its key and value heads are these ones of `key` and `value` (`Partition.kv_picks`). Returns
+    [1, T or U, Hq, D]. Raises InputError for what it does not compute (soft caps, sinks, biases).
     """
     _refuse(module, attention_mask, dropout, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T or U, H, D]
+    picks = getattr(module, "kv_picks", None)
+    if picks is not None:
+        k, v = k.index_select(1, picks), v.index_select(1, picks)
     output = _attend_all(q, k, v, packing, scale, window)
     return output[None], None
 

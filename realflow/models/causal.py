@@ -1,33 +1,88 @@
-"""A Hugging Face causal language model on packed sequences and one flat parameter buffer."""
+"""One rank's part of a Hugging Face model: packed sequences, one flat parameter buffer, any layout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
 from realflow.errors import InputError
+from realflow.layout import Box, flat_boxes
 from realflow.models import attention
-from realflow.models.flat import FlatBuffer, flatten
+from realflow.models.build import HEADS, build_module
+from realflow.models.card import build as build_card
+from realflow.models.checkpoint import Checkpoint, stored_names
+from realflow.models.deferred import Deferred
+from realflow.models.flat import FlatBuffer, allocate
+from realflow.models.logprobs import Vocabulary
+from realflow.models.partition import (
+    COLUMN,
+    EMBEDDING,
+    HEAD_NAME,
+    ROW,
+    Partition,
+    Stage,
+    partition,
+    with_head,
+)
+from realflow.models.place import Place
+from realflow.models.precision import full_precision
 from realflow.models.sharing import Shared, find_shared
+from realflow.models.stages import recomputing, send_elsewhere
+from realflow.models.tensor import Region, cut_modules
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+SCORE = f"{HEAD_NAME}weight"
 
 
 @dataclass(frozen=True)
+class Packed:
+    """What all stages need to know of a micro-batch: made once, by `CausalModel.prepare`.
+
+    `tokens` and `positions` int64 [U] are those of the distinct tokens, on the model's device; `rows`
+    is U, `total` the number of tokens of the batch, T.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    packing: attention.Packing
+    total: int
+
+    @property
+    def rows(self) -> int:
+        """How many distinct tokens there are."""
+        return len(self.tokens)
+
+
+@dataclass(eq=False)
 class CausalModel:
-    """`module` is the `transformers` model in evaluation mode (no dropout), its parameters being
-    views of `flat`. `source` is the checkpoint that it was loaded from. With `share`, beginnings that
-    packed sequences have in common are computed once."""
+    """`module` is the `transformers` model in evaluation mode (no dropout) with its own names, of which
+    this rank holds the boxes of `partition` at `place`; its parameters are views of `flat`. `source` is
+    the checkpoint that it was loaded from.
+
+    Settable between passes: `share` (beginnings that packed sequences have in common are computed
+    once), `sequence_parallel` (what lies between the blocks is divided over tp) and `recompute`
+    (backward computes each layer again instead of keeping what is inside). All ranks of a replica
+    must set them alike. `deferred` computes weight gradients apart (`realflow.models.deferred`).
+    """
 
     module: PreTrainedModel
     flat: FlatBuffer
     source: Path
+    place: Place
+    partition: Partition
+    region: Region
+    head_kind: str = "lm"
     share: bool = True
+    sequence_parallel: bool = False
+    recompute: bool = False
+    deferred: Deferred = field(default_factory=Deferred)
 
     @property
     def config(self) -> Any:
@@ -45,124 +100,212 @@ class CausalModel:
         return self.flat.storage.device
 
     @property
-    def head(self) -> torch.nn.Linear:
-        """The language-model head."""
+    def stage(self) -> Stage:
+        """What this rank's pipeline stage computes."""
+        return self.partition.stages[self.place.pp.index]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The language-model head, cut along the vocabulary; the last stage has it."""
         head = self.module.get_output_embeddings()
-        assert isinstance(head, torch.nn.Linear)
+        assert isinstance(head, nn.Linear), "no language-model head on this stage"
         return head
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [T, H] (after the last norm) of packed sequences.
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Which token ids the rows of `head` are; None: all of them."""
+        axis = self.place.tp
+        return Vocabulary(axis, self.partition.vocabulary(axis.index)[0]) if axis.size > 1 else None
+
+    def boxes(self) -> dict[str, Box]:
+        """Parameter -> the box of it that this rank holds (`flat.view(name)` is its storage)."""
+        return self.partition.boxes(self.place.pp.index, self.place.tp.index)
+
+    def prepare(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> Packed:
+        """What the stages need to know of a micro-batch of packed sequences.
 
         `tokens` and `positions` are int64 [T], `cu_seqlens` int32 [S + 1] on the CPU.
         """
-        if self.config._attn_implementation != attention.NAME:  # another engine has switched it
-            self.module.set_attn_implementation(attention.NAME)
+        total = len(tokens)
         shared = find_shared(tokens.cpu(), cu_seqlens) if self.share else None
         if shared is not None:
-            tokens, positions = shared.distinct(tokens.cpu()), shared.distinct(positions)
+            tokens, positions = shared.distinct(tokens.cpu()), shared.distinct(positions.cpu())
             shared = Shared(shared.keep.to(self.device), shared.spread.to(self.device))
-        output = self.module.base_model(
-            input_ids=tokens.to(self.device)[None],
-            position_ids=positions.to(self.device)[None],
-            use_cache=False,
-            packing=attention.Packing.of(cu_seqlens, self.device, shared),
-        )
-        states: torch.Tensor = output.last_hidden_state[0]
+        packing = attention.Packing.of(cu_seqlens, self.device, shared)
+        return Packed(tokens.to(self.device), positions.to(self.device), packing, total)
+
+    def boundary_rows(self, packed: Packed) -> int:
+        """Rows of the hidden states [rows, H] that cross a stage boundary on this tensor rank."""
+        with self.region.passing(packed.rows, sequence=self.sequence_parallel):
+            return self.region.share(packed.rows)
+
+    def run(self, packed: Packed, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """This stage's part of a forward pass.
+
+        The first stage takes None, others the hidden states [boundary_rows, H] of the stage before.
+        Returns the hidden states for the next stage; on the last one those after the final norm, [T, H],
+        of all tokens on every tensor rank, ready for a head.
+        """
+        assert (hidden is None) == self.stage.embeds, "the first stage, and no other, starts from tokens"
+        if self.config._attn_implementation != attention.NAME:  # another engine has switched it
+            self.module.set_attn_implementation(attention.NAME)
+        kwargs: dict[str, Any] = {"input_ids": packed.tokens[None]}
+        if hidden is not None:
+            kwargs = {"inputs_embeds": hidden[None], "entering": hidden[None]}
+        with self._recording(packed), self._recomputing(packed):
+            states: torch.Tensor = self.module.base_model(
+                position_ids=packed.positions[None], use_cache=False, packing=packed.packing, **kwargs
+            ).last_hidden_state
+            if not self.stage.ends:
+                return states[0]
+            states = self.region.whole(states, partial_gradient=self.head_kind == "lm")[0]
+        shared = packed.packing.shared
         return states if shared is None else shared.repeat(states)
 
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """`run` of what `prepare` makes, for a model of one stage: final hidden states [T, H]."""
+        return self.run(self.prepare(tokens, positions, cu_seqlens))
+
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, V] in the compute dtype, for hidden states [R, H]."""
+        """[R, V] in the compute dtype, for hidden states [R, H]: those of this rank's token ids."""
         return self.head(rows)
 
+    @contextmanager
+    def _recording(self, packed: Packed) -> Iterator[None]:
+        """The modes of a pass, which a repeated pass needs again."""
+        with ExitStack() as stack:
+            stack.enter_context(self.region.passing(packed.rows, sequence=self.sequence_parallel))
+            stack.enter_context(full_precision(self.dtype))
+            stack.enter_context(self.deferred.record())
+            yield
 
-def load_model(path: Path, *, dtype: str, device: str | torch.device = "cpu") -> CausalModel:
-    """Load a checkpoint directory (local files, safetensors) for training, inference and generation.
+    @contextmanager
+    def _recomputing(self, packed: Packed) -> Iterator[None]:
+        if not (self.recompute and torch.is_grad_enabled()):
+            yield
+            return
+        stage, layers = self.stage, self.module.get_submodule(self.partition.layer_list)
+        mine = [layers.get_submodule(str(index)) for index in range(stage.first, stage.stop)]
+        with recomputing(mine, lambda: self._recording(packed)):
+            yield
 
-    `dtype` is bfloat16, float32 or float64. Float64 is for proofs and shares no beginnings: the
-    modules' norms compute in float32 whatever the dtype, so that there the order of a sum shows at
-    5e-8, and which tokens are shared depends on the layout. Raises InputError where the directory,
-    the checkpoint or the kind of model cannot be used.
+
+def load_model(
+    path: Path,
+    *,
+    dtype: str,
+    device: str | torch.device = "cpu",
+    place: Place | None = None,
+    head: str = "lm",
+) -> CausalModel:
+    """Load what the rank at `place` (None: a mesh of one) holds of a checkpoint directory.
+
+    `dtype` is bfloat16, float32 or float64; `head` is `lm`, `value` or `reward` (one number for each
+    row, as in Hugging Face's sequence classifiers). A reward model's checkpoint must have its head; a
+    value head that the checkpoint lacks starts from zeros. Only this rank's boxes are read. Raises
+    InputError where the directory, the checkpoint, the kind of model or the layout cannot be used.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    module = _read(Path(path), DTYPES[dtype])
-    target = torch.device(device)
-    module = module.to(target).eval()
-    flat = flatten(module, DTYPES[dtype], target)
-    model = CausalModel(module, flat, Path(path), share=dtype != "float64")
-    _check_head(model)
-    return model
+    assert head in HEADS, head
+    path, place, target = Path(path), place or Place.alone(), torch.device(device)
+    checkpoint = Checkpoint(path)
+    module = build_module(path, DTYPES[dtype], head)
+    cut = partition(with_head(build_card(path), head), place.layout)
+    _check_names(module, cut, path)
+    names = stored_names(checkpoint, cut.card, _optional(head))
+    boxes = cut.boxes(place.pp.index, place.tp.index)
+    flat = allocate({name: _shape(box) for name, box in boxes.items()}, DTYPES[dtype], target)
+    for name, box in boxes.items():
+        if name in names:
+            flat.view(name).copy_(checkpoint.read(names[name], box))
+    _place_parameters(module, cut, place, flat)
+    _move_buffers(module, target)
+    region = Region(place.tp)
+    if place.tp.size > 1:
+        stage, first = place.pp.index, cut.vocabulary(place.tp.index)[0]
+        tables = [(name, first) for name in cut.modules(EMBEDDING, stage)]
+        cut_modules(module, cut.modules(COLUMN, stage), cut.modules(ROW, stage), tables, region)
+    return CausalModel(module, flat, path, place, cut, region, head)
 
 
 def master_values(model: CausalModel, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
     """Elements `[start, stop)` of the flat buffer in `dtype` (float32 or float64), as precise as the
-    checkpoint has them: where it was stored wider than the compute dtype it is read again.
+    checkpoint has them: where it was stored wider than the compute dtype, they are read again.
     """
-    if stored_dtypes(model.source) <= {model.dtype}:
+    checkpoint = Checkpoint(model.source)
+    if checkpoint.dtypes <= {model.dtype}:
         return model.flat.storage[start:stop].to(dtype, copy=True)
     values = torch.zeros(stop - start, dtype=dtype, device=model.device)
-    parameters = dict(_read(model.source, dtype).named_parameters())
-    position = {name: slot.offset - start for name, slot in model.flat.slots.items()}
+    names = stored_names(checkpoint, model.partition.card, _optional(model.head_kind))
+    held = model.boxes()
     for name, first, last in model.flat.pieces(start, stop):
-        piece = parameters[name].detach().reshape(-1)[first:last]
-        values[position[name] + first : position[name] + last] = piece.to(values.device)
+        if name not in names:
+            continue
+        slot, at = model.flat.slots[name], model.flat.slots[name].offset - start + first
+        for piece in flat_boxes(slot.shape, first, last):
+            box = tuple((a + o, b + o) for (a, b), (o, _) in zip(piece, held[name], strict=True))
+            part = checkpoint.read(names[name], box).reshape(-1)
+            values[at : at + part.numel()] = part.to(values.device)
+            at += part.numel()
     return values
 
 
-def stored_dtypes(path: Path) -> set[torch.dtype]:
-    """The dtypes of the tensors in a checkpoint's safetensors files (headers only)."""
-    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found: set[torch.dtype] = set()
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        found |= {names[kind] for kind in kinds if kind in names}
-    return found
+def _optional(head: str) -> frozenset[str]:
+    return frozenset({SCORE} if head == "value" else ())
 
 
-def _read(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+def _shape(box: Box) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in box)
+
+
+def _check_names(module: PreTrainedModel, cut: Partition, path: Path) -> None:
+    """The module that runs has the parameters that its card says."""
+    expected = {p.name: p.shape for p in cut.card.parameters}
+    found = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    if found != expected:
+        name = next(iter({*expected.items()} ^ {*found.items()}))[0]
         raise InputError(
-            f"model {path}: expected a directory with config.json and *.safetensors "
-            "(`realflow models` lists and fetches models)"
+            f"model {path}: {type(module).__name__} has no head of the kind asked for (see {name})"
         )
-    attention.register()
-    try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=attention.NAME,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"model {path}: {error}") from error
-    missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    if missing:
-        raise InputError(f"model {path}: the checkpoint lacks {len(missing)} tensors, such as {missing[0]}")
-    if not module._supports_attention_backend:
-        raise InputError(
-            f"model {path}: {type(module).__name__} does not take an attention function of another library"
-        )
-    return module
 
 
-def _check_head(model: CausalModel) -> None:
-    """Logits must be `head @ hidden` alone: soft caps and scales of logits are not computed here."""
-    head = model.module.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise InputError(f"model {model.source}: expected a linear head without bias")
-    token = torch.zeros(1, dtype=torch.int64, device=model.device)
-    one = torch.tensor([0, 1], dtype=torch.int32)
-    with torch.no_grad():
-        ours = model.logits(model.hidden(token, token, one))
-        packing = attention.Packing.of(one, model.device)
-        whole = model.module(token[None], position_ids=token[None], use_cache=False, packing=packing)
-        theirs = whole.logits[0]
-    if not torch.allclose(ours, theirs.to(ours.dtype)):
-        raise InputError(
-            f"model {model.source}: {type(model.module).__name__} changes its logits after the head "
-            "(a soft cap or a scale), which RealFlow does not compute"
-        )
+def _place_parameters(module: PreTrainedModel, cut: Partition, place: Place, flat: FlatBuffer) -> None:
+    """Views of `flat` in place of the module's hollow parameters; what others hold goes elsewhere."""
+    aliases = {name: owner for name, owner in cut.card.tied.items() if owner in flat.slots}
+    if not cut.stages[place.pp.index].ends:
+        aliases = {}  # the table alone; the head that shares it is on the last stage
+    send_elsewhere(module, [*flat.slots, *aliases], f"{cut.layer_list}.0")
+    parameters = {name: nn.Parameter(flat.view(name)) for name in flat.slots}
+    for name, owner in [*((name, name) for name in flat.slots), *aliases.items()]:
+        parent, _, leaf = name.rpartition(".")
+        part = module.get_submodule(parent)
+        part.register_parameter(leaf, parameters[owner])
+        if isinstance(part, nn.Linear) and leaf == "weight":
+            part.out_features, part.in_features = part.weight.shape
+        elif isinstance(part, nn.Embedding):
+            _shorten(part, cut.vocabulary(place.tp.index)[0])
+    picks = cut.kv_picks(place.tp.index)
+    if picks is not None:
+        for name in cut.modules(COLUMN, place.pp.index):
+            if name.endswith(".q_proj"):
+                attend = module.get_submodule(name.rpartition(".")[0])
+                attend.kv_picks = torch.tensor(picks, device=flat.storage.device)
+
+
+def _shorten(table: nn.Embedding, first: int) -> None:
+    """Give a table, whose rows are now those of the token ids from `first` on, its new length."""
+    table.num_embeddings = len(table.weight)
+    padding = table.padding_idx
+    if padding is not None:  # whose row gets no gradient: another row must not take its place
+        inside = first <= padding < first + table.num_embeddings
+        table.padding_idx = padding - first if inside else None
+
+
+def _move_buffers(module: PreTrainedModel, device: torch.device) -> None:
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part.register_buffer(
+                name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set
+            )
+    assert not any(p.is_meta for p in module.parameters()), "a parameter was left without memory"

@@ -94,16 +94,10 @@ def slots_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Slot], in
     return slots, offset
 
 
-def flatten(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> FlatBuffer:
-    """Move all parameters of `module` into one new buffer and make them views of it."""
-    parameters = dict(module.named_parameters())  # each tied parameter once
-    slots, total = slots_of({name: tuple(p.shape) for name, p in parameters.items()})
-    flat = FlatBuffer(torch.zeros(total + SLACK, dtype=dtype, device=device), slots, total)
-    for name, parameter in parameters.items():
-        view = flat.view(name)
-        view.copy_(parameter.detach())
-        parameter.data = view
-    return flat
+def allocate(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> FlatBuffer:
+    """A buffer of zeros for parameters given in module order (each tied parameter once)."""
+    slots, total = slots_of(shapes)
+    return FlatBuffer(torch.zeros(total + SLACK, dtype=dtype, device=device), slots, total)
 
 
 def _fused_groups(names: list[str]) -> Iterator[list[str]]:

@@ -65,6 +65,21 @@ class Partition:
         """`[start, stop)` of the key and value heads that a tensor rank holds."""
         return (0, self.card.kv_heads) if self.shares_kv else cut(self.card.kv_heads, self.tp, tp)
 
+    def kv_picks(self, tp: int) -> tuple[int, ...] | None:
+        """Which of the held key and value heads a tensor rank's query heads use; None: all, as they are.
+
+        The picked heads divide the rank's query heads evenly: query head i (counted on the rank) uses
+        `picks[i // (query heads // len(picks))]`.
+        """
+        if self.tp == 1 or not self.shares_kv:
+            return None
+        groups = self.card.heads // self.card.kv_heads
+        picks = [head // groups for head in range(*self.query_heads(tp))]
+        once = sorted(set(picks))
+        if len(picks) == len(once) * picks.count(once[0]) and len({picks.count(head) for head in once}) == 1:
+            return tuple(once)
+        return tuple(picks)
+
     def vocabulary(self, tp: int) -> tuple[int, int]:
         """`[start, stop)` of the token ids whose rows of embedding and head a tensor rank holds."""
         return cut(self.card.vocab, self.tp, tp)
@@ -73,6 +88,16 @@ class Partition:
         """The box of every parameter that the rank at (pp, tp) holds, in the card's order."""
         stage = self.stages[pp]
         return {p.name: self._box(p, tp) for p in self.card.parameters if self._holds(stage, p.name)}
+
+    @property
+    def layer_list(self) -> str:
+        """The module that holds the layers, such as `model.layers`."""
+        return next(match["list"] for p in self.card.parameters if (match := _LAYER.match(p.name)))
+
+    def modules(self, style: str, pp: int) -> tuple[str, ...]:
+        """The modules of a stage whose weights have a tensor style (`COLUMN`, `ROW`, `EMBEDDING`)."""
+        held = (p.name for p in self.card.parameters if self._holds(self.stages[pp], p.name))
+        return tuple(dict.fromkeys(n.rpartition(".")[0] for n in held if self._styles[n] == style))
 
     def holders(self, mesh: DeviceMesh) -> dict[str, list[tuple[int, Box]]]:
         """Parameter -> `(rank, box)` of every rank of a mesh whose layout has these `tp` and `pp`."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from realflow.errors import InputError
 from realflow.models import attention
 from realflow.models.causal import load_model
+from realflow.models.precision import full_precision
 
 LENGTHS = [5, 17, 1, 30, 17, 300, 270, 2]  # beyond SHORT, and beyond the tiny window of 8
 
@@ -31,17 +32,16 @@ def test_logits_and_gradients_equal_each_sequence_alone(tmp_path: Path, family: 
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     tokens, positions, cu = packed(LENGTHS)
     ours = model.logits(model.hidden(tokens, positions, cu))
-    theirs = torch.cat([plain(piece[None]).logits[0] for piece in tokens.split(LENGTHS)])
+    with full_precision(torch.float64):
+        theirs = torch.cat([plain(piece[None]).logits[0] for piece in tokens.split(LENGTHS)])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     pull = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (ours * pull).sum().backward()
     (theirs * pull).sum().backward()
-    # Gemma's norms hold their weights, and so sum their gradients, in float32.
-    limit = 1e-6 if family == "gemma3" else 1e-10
     expected = dict(plain.named_parameters())
     for name, parameter in model.module.named_parameters():
         error = (parameter.grad - expected[name].grad).norm() / expected[name].grad.norm()
-        assert error <= limit, (name, error)
+        assert error <= 1e-10, (name, error)
 
 
 def test_control_wrong_boundaries_change_the_logits(tmp_path: Path) -> None:
