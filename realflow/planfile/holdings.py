@@ -141,8 +141,8 @@ class Freshness:
         """There are new weights."""
         self.fresh = set(self._held[self._train])
 
-    def ended(self, call: str) -> None:
-        """A call has ended, and what nobody keeps is freed."""
+    def used(self, call: str) -> None:
+        """`call` runs next: what nobody keeps is freed when it ends, before anything that comes after."""
         self.fresh -= self._held[call] & self._freed
 
 
@@ -162,7 +162,7 @@ def planned_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ..
                     edge = weights.edge(other.name)
                     if edge is not None:
                         weights.moved(edge)
-                    weights.ended(other.name)
+                    weights.used(other.name)
             edge = weights.edge(call.name)
             if edge is not None:
                 edges.append(edge)

@@ -101,7 +101,7 @@ def test_what_is_freed_is_brought_again(a: CallPlan, b: CallPlan, train: CallPla
         if edge is not None:
             weights.moved(edge)
         assert weights.edge(name) is None
-        weights.ended(name)
+        weights.used(name)
         assert not any(away[held] == "free" for held in weights.fresh & held_by(calls[name]))
         assert held_by(train) <= weights.fresh
     weights.trained()

@@ -1,0 +1,74 @@
+"""From an edge of a plan to its schedule: who holds which boxes of a model. Pure: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from realflow.graph.types import ModelSpec
+from realflow.layout import Box, Layout
+from realflow.models.card import ITEMSIZE, Card
+from realflow.models.partition import partition, with_head
+from realflow.planfile import Cluster, Plan
+from realflow.planfile.holdings import Edge, Held, Holding
+from realflow.realloc.schedule import Schedule
+from realflow.realloc.specs import TensorSpec
+from realflow.realloc.topology import Topology
+from realflow.realloc.transfers import transfers
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bytes a second that a rank sends, and receives, inside its node and to other nodes."""
+
+    inside: float
+    between: float
+
+
+ASSUMED: Mapping[str, Links] = {
+    "cpu": Links(inside=2.4e9, between=1.25e9),
+    "cuda": Links(inside=450e9, between=50e9),
+}
+"""Kind of device -> its links, where nothing was measured: processes of one machine over gloo and a
+10 Gbit/s network; NVLink 4 and a 400 Gbit/s adapter for each GPU."""
+
+
+def specs(card: Card, spec: ModelSpec, held: Iterable[Held]) -> dict[str, TensorSpec]:
+    """Every parameter of a model with the boxes that holdings have of it (several on one rank, if the
+    rank has several holdings)."""
+    own = with_head(card, spec.head)
+    holders: dict[str, dict[tuple[int, Box], None]] = {p.name: {} for p in own.parameters}
+    known: dict[Holding, dict[str, Box]] = {}
+    for rank, holding in held:
+        if holding not in known:
+            cut = partition(own, Layout(tp=holding.parts, pp=holding.stages))
+            known[holding] = cut.boxes(holding.pp, holding.tp)
+        for name, box in known[holding].items():
+            holders[name][rank, box] = None
+    size = ITEMSIZE[spec.dtype]
+    return {p.name: TensorSpec(p.shape, size, tuple(holders[p.name])) for p in own.parameters}
+
+
+def edge_schedule(plan: Plan, edge: Edge, cards: Mapping[str, Card]) -> Schedule:
+    """The schedule of an edge of a plan; all parameters of the model, in the card's order.
+
+    `cards` maps models to their cards. Raises InputError where a model cannot be cut as it would have
+    to be.
+    """
+    source, destination = (plan.graph.models[name] for name in (edge.model, edge.into))
+    return transfers(
+        specs(cards[edge.model], source, edge.sources),
+        specs(cards[edge.into], destination, edge.destinations),
+        topology(plan.cluster),
+    )
+
+
+def topology(cluster: Cluster) -> Topology:
+    """Where the ranks of a cluster are, and the speed of its slowest kind of links (`ASSUMED`)."""
+    nodes = dict(enumerate(name.rpartition(":")[0] for name in cluster.devices))
+    links = [ASSUMED[node.kind] for node in cluster.nodes if node.kind in ASSUMED]
+    return Topology(
+        nodes,
+        inside=min((link.inside for link in links), default=None),
+        between_rank=min((link.between for link in links), default=None),
+    )
