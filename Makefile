@@ -1,6 +1,7 @@
 # make demo        train a small real model and see it get better (about 7 minutes on 2 cores)
 # make test        the test suite, as CI runs it
 # make test-full   also the tests that take long
+# make kernels     compile the CUDA kernels for every architecture (needs nvcc, no GPU) into build/kernels
 # make setup       only the virtual environment; make lint: only the checks of the text
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,8 +13,13 @@ BIN := $(VENV)/bin
 MODEL := smollm2-135m-instruct
 ARGS ?=
 INSTALLED := $(VENV)/.installed
+NVCC ?= nvcc
+ARCHITECTURES := 80 90 100
+KERNELS ?= build/kernels
 
-.PHONY: help setup model demo lint test test-full clean
+CUBINS := $(ARCHITECTURES:%=$(KERNELS)/move.sm_%.cubin)
+
+.PHONY: help setup model demo kernels lint test test-full clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +36,12 @@ model: setup
 
 demo: model
 	$(BIN)/python experiments/demo/demo.py $(ARGS)
+
+kernels: $(CUBINS)
+
+$(CUBINS): $(KERNELS)/move.sm_%.cubin: csrc/move.cu $(wildcard csrc/*.h)
+	@mkdir -p $(KERNELS)
+	$(NVCC) -cubin -arch=sm_$* -std=c++20 -O3 -Werror all-warnings -o $@ $<
 
 lint: setup
 	$(BIN)/ruff check .

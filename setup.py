@@ -14,6 +14,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 TORCH = "torch==2.13.*"  # the extension is built against it and loads with no other minor version
+CUDA_ARCHITECTURES = (80, 90, 100)
 
 RUNTIME = [
     TORCH,
@@ -56,37 +57,53 @@ DEVELOPMENT = [
 
 
 def extension() -> dict[str, object]:
-    """The keywords that build csrc/*.cpp into `realflow/_C.so`, a library of torch operators.
+    """The keywords that build csrc/ into `realflow/_C.so`, a library of torch operators.
 
-    The extension is required: what it needs and does not find ends the build with one sentence.
+    The extension is required: what it needs and does not find ends the build with one sentence. The
+    CUDA kernels are built in where torch has CUDA and its compiler is found.
     """
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler.split()[0]) is None and shutil.which("g++") is None:
         raise SystemExit(
             f"RealFlow's C++ extension cannot be built: no compiler named {compiler!r} was found. "
-            "Install a C++17 compiler (Debian: apt-get install g++) or name one in CXX."
+            "Install a C++20 compiler (Debian: apt-get install g++) or name one in CXX."
         )
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ModuleNotFoundError as missing:
         raise SystemExit(
             f"RealFlow's C++ extension cannot be built: {missing.name} is not installed. Run `make setup`, "
             "or pip install without --no-build-isolation, which brings torch for the build."
         ) from None
+    cuda = torch.version.cuda is not None and CUDA_HOME is not None
+    if torch.version.cuda is not None and not cuda:
+        print("no nvcc found (CUDA_HOME): the kernels are built for the CPU alone")
     openmp = [] if platform.system() == "Darwin" else ["-fopenmp"]
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
     assert sources, "csrc/*.cpp: the sources of the C++ extension are missing from this tree"
-    library = CppExtension(
+    if cuda:
+        sources += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cu"))
+    else:
+        sources = [path for path in sources if not path.endswith("_cuda.cpp")]
+    # Without contraction the same expression has the same bits on every processor.
+    host = ["-O3", "-std=c++20", "-Wall", "-g0", "-ffp-contract=off", *openmp]
+    library = (CUDAExtension if cuda else CppExtension)(
         "realflow._C",
         sources,
         include_dirs=["csrc"],
         depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h")),
-        extra_compile_args=["-O3", "-std=c++17", "-Wall", "-g0", *openmp],
+        extra_compile_args={"cxx": host, "nvcc": ["-O3", "-std=c++20", *cuda_targets()]},
         extra_link_args=openmp,
     )
     # Registers operators and is no Python module, so its name carries no Python ABI.
     build = BuildExtension.with_options(no_python_abi_suffix=True, use_ninja=False)
     return {"ext_modules": [library], "cmdclass": {"build_ext": build}}
+
+
+def cuda_targets() -> list[str]:
+    """nvcc's options for the GPUs that the kernels are built for (`make kernels` compiles for the same)."""
+    return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in CUDA_ARCHITECTURES]
 
 
 setup(

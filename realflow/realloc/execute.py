@@ -1,38 +1,33 @@
 """Carrying out a schedule: pack, send point to point, unpack.
 
 Memory beyond the two layouts is two buckets, one to send from and one to receive into. Each is
-halved, so that one half is packed or unpacked while the other travels.
+halved, so that one half is packed or unpacked while the other travels. What lies in one run of
+memory travels without them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from realflow.errors import InputError, RunError
-from realflow.layout import Box
-from realflow.realloc.messages import Message, messages
-from realflow.realloc.pack import checksum, pack, unpack
-from realflow.realloc.transfers import Schedule, Tensors, Transfer
+from realflow.errors import RunError
+from realflow.layout import Box, box_size
+from realflow.realloc.bound import Bound, Launch, Wire
+from realflow.realloc.buckets import Buckets
+from realflow.realloc.messages import Message, within
+from realflow.realloc.pack import checksums, move
+from realflow.realloc.storage import Bindings, find
+from realflow.realloc.transfers import Schedule
+from realflow.realloc.verify import Received, checked
 
-BUCKET_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Storage of one box: a view of any strides whose shape is the box's."""
-
-    box: Box
-    tensor: torch.Tensor
-
-
-Shards = Mapping[str, Sequence[Shard]]
-"""Parameter -> the boxes that this rank holds of it."""
+IN_FLIGHT = 4
+"""Messages that a rank sends, and that it receives, at one time. Two of them at most are in slots."""
 
 
 @dataclass(frozen=True)
@@ -45,105 +40,202 @@ class Moved:
     seconds: float
 
 
-class Buckets:
-    """Two byte buffers that are kept from one reallocation to the next.
+@dataclass(frozen=True, eq=False)
+class _End:
+    """This rank's end of a message."""
 
-    All ranks of a reallocation must use the same `bucket_bytes`: messages are cut to half of it.
+    message: Message
+    sends: bool
+    launch: Launch
+    direct: bool  # sent from, or received into, the storage itself
+
+    @property
+    def side(self) -> str:
+        return "send" if self.sends else "receive"
+
+
+class Reallocation:
+    """One rank's share of a schedule, ready to be carried out any number of times.
+
+    `part` is `schedule.part(rank)` (or the whole schedule), `read` this rank's storage under the
+    source layout, `write` under the destination layout. A box may be bound to the same storage in
+    both, and is then shared; storage that overlaps in any other way is not supported. `group` spans the
+    ranks of the schedule, which are global ranks, and must carry no other point-to-point traffic while
+    this runs. `wire` names the dtypes in which parameters travel where source and destination
+    differ: the destination's, unless the source's is smaller. With `decay` the destination follows
+    the source: it becomes `decay * destination + (1 - decay) * source`; ranks that hold the same box
+    of it must hold the same numbers.
+
+    Tables are built here, once. Raises InputError where a box has no storage or the storage does not
+    fit, before anything is sent.
     """
 
-    def __init__(self, bucket_bytes: int = BUCKET_BYTES, device: torch.device | str = "cpu") -> None:
-        if bucket_bytes < 64:
-            raise InputError(f"bucket_bytes must be at least 64, not {bucket_bytes}")
-        self.slot_bytes = bucket_bytes // 2
-        self._device = torch.device(device)
-        self._slots: dict[str, list[torch.Tensor]] = {"send": [], "receive": []}
+    def __init__(
+        self,
+        part: Schedule,
+        rank: int,
+        group: dist.ProcessGroup | None,
+        read: Bindings,
+        write: Bindings,
+        buckets: Buckets | None = None,
+        wire: Wire = None,
+        decay: float | None = None,
+    ) -> None:
+        self._bound = bound = Bound(part, rank, group, read, write, buckets or Buckets(), wire, decay)
+        self._ends = [_end(bound, message) for message in bound.messages()]
+        self._copies = list(_copies(bound))
+        self._received: Received = {}
+        self._agreed = False
+        self.sent_bytes = sum(end.message.bytes for end in self._ends if end.sends)
+        self.received_bytes = sum(end.message.bytes for end in self._ends if not end.sends)
+        self.copied_bytes = sum(part.bytes_of(copy) for copy in part.copies if copy.source == rank)
 
-    def slots(self, side: str, size: int) -> list[torch.Tensor]:
-        """Two uint8 buffers of at least `size` bytes (at most `slot_bytes`)."""
-        assert size <= self.slot_bytes, (size, self.slot_bytes)
-        held = self._slots[side]
-        if not held or held[0].numel() < size:
-            self._slots[side] = []  # let go of the old ones before the new ones are made
-            del held
-            self._slots[side] = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(2)]
-        return self._slots[side]
+    @torch.no_grad()
+    def run(self, record: bool = False) -> Moved:
+        """Move the weights; all ranks of the schedule call it together.
 
+        `record` keeps checksums of what arrives, which `verify` needs where the destination is an
+        average. Raises RunError where a peer is lost or has another schedule.
+        """
+        started = time.perf_counter()
+        if not self._agreed:
+            _agree(self._bound, self._ends)
+            self._agreed = True
+        self._received = {}
+        _Exchange(self._bound, self._ends, self._copies, self._received if record else None).run()
+        seconds = time.perf_counter() - started
+        return Moved(self.sent_bytes, self.received_bytes, self.copied_bytes, seconds)
 
-def local_shards(specs: Tensors, rank: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Shard]]:
-    """Bind tensors to the boxes that `rank` holds, where it holds one box of each (as under `dN`)."""
-    bound: dict[str, list[Shard]] = {}
-    for name, spec in specs.items():
-        boxes = dict.fromkeys(box for holder, box in spec.holders if holder == rank)
-        if len(boxes) > 1:
-            raise InputError(f"{name}: rank {rank} holds {len(boxes)} boxes; bind each to its own view")
-        bound[name] = [Shard(box, tensors[name]) for box in boxes]
-    return bound
+    @torch.no_grad()
+    def verify(self, share: float = 1.0, seed: int = 0) -> int:
+        """Compare checksums at both ends after `run`, before the source's weights change.
+
+        All ranks of the schedule call it together. `share` and `seed` choose the parameters, the
+        same on all ranks. Returns how many pieces this rank has checked as a destination; raises
+        RunError naming parameter and ranks where the bytes differ.
+        """
+        return checked(self._bound, share, seed, self._received)
 
 
 def execute(
     part: Schedule,
     rank: int,
     group: dist.ProcessGroup | None,
-    read: Shards,
-    write: Shards,
+    read: Bindings,
+    write: Bindings,
     buckets: Buckets | None = None,
+    wire: Wire = None,
+    decay: float | None = None,
 ) -> Moved:
-    """Do this rank's share of a schedule; all ranks of the schedule call it together.
-
-    `part` is `schedule.part(rank)` (or the whole schedule), `read` this rank's storage under the
-    source layout, `write` under the destination layout. A box may be bound to the same storage in
-    both; storage that overlaps in any other way is not supported. `group` spans the ranks of the
-    schedule, which are global ranks, and must not carry other point-to-point traffic meanwhile.
-
-    Raises InputError where a box has no storage or the storage does not fit, before anything is
-    sent, and RunError where a peer is lost.
-    """
-    started = time.perf_counter()
-    buckets = buckets or Buckets()
-    todo = [m for m in messages(part, buckets.slot_bytes) if rank in (m.source, m.destination)]
-    views = {m.order: _views(m, read if m.source == rank else write, part, rank) for m in todo}
-    copied = 0
-    with torch.no_grad():
-        for copy in part.copies:
-            if copy.source == rank:
-                _copy(copy, part, rank, read, write)
-                copied += part.bytes_of(copy)
-        _exchange(todo, views, rank, group, buckets)
-    return Moved(
-        sent_bytes=sum(message.bytes for message in todo if message.source == rank),
-        received_bytes=sum(message.bytes for message in todo if message.destination == rank),
-        copied_bytes=copied,
-        seconds=time.perf_counter() - started,
-    )
+    """Carry out a rank's share of a schedule once: see `Reallocation`."""
+    return Reallocation(part, rank, group, read, write, buckets, wire, decay).run()
 
 
-def _exchange(
-    todo: Sequence[Message],
-    views: Mapping[tuple[int, int, int], list[torch.Tensor]],
+def verify(
+    part: Schedule,
     rank: int,
     group: dist.ProcessGroup | None,
-    buckets: Buckets,
-) -> None:
-    """Send and receive in the common order, as many at once as there are slots.
+    read: Bindings,
+    write: Bindings,
+    buckets: Buckets | None = None,
+    wire: Wire = None,
+) -> int:
+    """Compare checksums of all that a schedule moved, after `execute`: see `Reallocation.verify`."""
+    return Reallocation(part, rank, group, read, write, buckets, wire).verify()
+
+
+def _end(bound: Bound, message: Message) -> _End:
+    sends = message.source == bound.rank
+    launch = bound.launch(message, sends)
+    return _End(message, sends, launch, launch.run is not None)
+
+
+def _copies(bound: Bound) -> Iterator[tuple[Launch, Launch]]:
+    """Local copies in tables of about a slot each, so that messages are served between them."""
+    batch: list[tuple[str, Box]] = []
+    filled = 0
+    limit = bound.buckets.slot_bytes
+    for copy in bound.part.copies:
+        if copy.source != bound.rank or bound.shared(copy):
+            continue
+        size = find(bound.read, copy.name, copy.box, bound.rank).dtype.itemsize
+        for box in within(copy.box, max(1, limit // size)):
+            if batch and filled + box_size(box) * size > limit:
+                yield bound.copies(batch)
+                batch, filled = [], 0
+            batch.append((copy.name, box))
+            filled += box_size(box) * size
+    if batch:
+        yield bound.copies(batch)
+
+
+class _Exchange:
+    """One run: sends and receives in the common order, as many at once as there is room for.
 
     It cannot deadlock: take the first message of that order which is not complete. Both of its ends
-    wait for nothing but messages before it, which are complete, so both have posted it.
+    wait for nothing but messages before it, which are complete, so both have posted it. A relay is
+    packed when all that came before hop 1 is unpacked, and is after all of it in that order.
     """
-    waiting = {
-        "send": deque(message for message in todo if message.source == rank),
-        "receive": deque(message for message in todo if message.destination == rank),
-    }
-    free = {
-        side: list(buckets.slots(side, max(message.bytes for message in queue))) if queue else []
-        for side, queue in waiting.items()
-    }
-    flying: dict[tuple[int, int, int], tuple[Message, str, torch.Tensor, dist.Work]] = {}
-    while any(waiting.values()) or flying:
-        for side, queue in waiting.items():
-            while queue and free[side]:
-                message, slot = queue.popleft(), free[side].pop()
-                flying[message.order] = (message, side, slot, _post(message, side, slot, views, group))
-        message, side, slot, work = flying.pop(min(flying))
+
+    def __init__(
+        self,
+        bound: Bound,
+        ends: list[_End],
+        copies: list[tuple[Launch, Launch]],
+        received: Received | None,
+    ) -> None:
+        self._bound, self._received = bound, received
+        self._copies = deque(copies)
+        self._queues = {side: deque(e for e in ends if e.side == side) for side in ("send", "receive")}
+        self._free = {side: self._slots(side) for side in self._queues}
+        self._flying: dict[tuple[int, int, int, int], tuple[_End, torch.Tensor, dist.Work]] = {}
+        self._count = {"send": 0, "receive": 0}
+        self._awaited = sum(not end.sends and not end.message.hop for end in ends)  # of hop 0
+
+    def _slots(self, side: str) -> list[torch.Tensor]:
+        sizes = [end.message.bytes for end in self._queues[side] if not end.direct]
+        return list(self._bound.buckets.slots(side, max(sizes))) if sizes else []
+
+    def run(self) -> None:
+        while any(self._queues.values()) or self._flying:
+            for side in self._queues:
+                while self._ready(side):
+                    self._post(self._queues[side].popleft())
+            self._copy()
+            if self._flying:
+                self._complete()
+        while self._copies:
+            self._copy()
+
+    def _ready(self, side: str) -> bool:
+        """Whether the next message of a side may start."""
+        queue = self._queues[side]
+        if not queue or self._count[side] == IN_FLIGHT:
+            return False
+        end = queue[0]
+        if end.sends and end.message.hop and self._awaited:
+            return False
+        return end.direct or bool(self._free[side])
+
+    def _post(self, end: _End) -> None:
+        """Start one message: packed and sent, or awaited."""
+        message, group = end.message, self._bound.group
+        slot = end.launch.memory() if end.direct else self._free[end.side].pop()
+        buffer = slot[: message.bytes]
+        if end.sends:
+            if not end.direct:
+                move(end.launch.tensors(), end.launch.table, [buffer])
+            work = dist.isend(buffer, message.destination, group=group)
+        else:
+            work = dist.irecv(buffer, message.source, group=group)
+        assert work is not None, "this rank is outside the process group"
+        self._flying[message.order] = (end, slot, work)
+        self._count[end.side] += 1
+
+    def _complete(self) -> None:
+        """Wait for the first message in flight, and unpack it."""
+        end, slot, work = self._flying.pop(min(self._flying))
+        message = end.message
         try:
             work.wait()
         except RuntimeError as error:
@@ -151,104 +243,63 @@ def _exchange(
                 f"realloc: the message of {message.bytes} bytes from rank {message.source} to rank "
                 f"{message.destination} failed: {error}"
             ) from error
-        if side == "receive":
-            unpack(slot[: message.bytes], views[message.order])
-        free[side].append(slot)
+        self._count[end.side] -= 1
+        if not end.sends:
+            buffer = slot[: message.bytes]
+            if self._received is not None:
+                self._record(message, buffer)
+            if not end.direct:
+                move([buffer], end.launch.table, end.launch.tensors(), self._bound.decay or 0.0)
+            self._awaited -= not message.hop
+        if not end.direct:
+            self._free[end.side].append(slot)
+
+    def _record(self, message: Message, buffer: torch.Tensor) -> None:
+        """Keep the checksum of every piece as it arrived."""
+        assert self._received is not None
+        sizes = self._bound.part.itemsizes
+        bounds = [0]
+        for name, box in message.pieces:
+            bounds.append(bounds[-1] + box_size(box) * sizes[name])
+        sums = checksums(buffer, bounds)
+        for (name, box), value in zip(message.pieces, sums, strict=True):
+            self._received[message.source, name, box] = value
+
+    def _copy(self) -> None:
+        """One batch of local copies, if there is one left."""
+        if self._copies:
+            sources, destinations = self._copies.popleft()
+            move(sources.tensors(), sources.table, destinations.tensors(), self._bound.decay or 0.0)
 
 
-def _post(
-    message: Message,
-    side: str,
-    slot: torch.Tensor,
-    views: Mapping[tuple[int, int, int], list[torch.Tensor]],
-    group: dist.ProcessGroup | None,
-) -> dist.Work:
-    """Start one message: packed and sent, or awaited."""
-    buffer = slot[: message.bytes]
-    if side == "send":
-        pack(views[message.order], buffer)
-        work = dist.isend(buffer, message.destination, group=group)
-    else:
-        work = dist.irecv(buffer, message.source, group=group)
-    assert work is not None, "this rank is outside the process group"
-    return work
-
-
-def verify(part: Schedule, rank: int, group: dist.ProcessGroup | None, read: Shards, write: Shards) -> int:
-    """Compare checksums of every transfer at its source and its destination, after `execute`.
-
-    All ranks of the schedule call it together, before the source's weights change. Returns how
-    many transfers and copies this rank has checked as a destination; raises RunError naming
-    parameter and ranks where the bytes differ.
-    """
-    sums: dict[tuple[int, int], list[int]] = {}
-    devices: dict[tuple[int, int], torch.device] = {}  # a group of NCCL carries nothing from the CPU
-    for transfer in part.transfers:
-        if rank in (transfer.source, transfer.destination):
-            held = read if transfer.source == rank else write
-            view, pair = _view(transfer.name, transfer.box, held, part, rank), transfer.pair
-            sums.setdefault(pair, []).append(checksum(view))
-            devices[pair] = view.device
-    theirs: dict[tuple[int, int], torch.Tensor] = {}
+def _agree(bound: Bound, ends: list[_End]) -> None:
+    """Both ends of every pair must mean the same messages: else bytes would land in wrong places."""
+    pairs: dict[tuple[int, int], list[str]] = {}
+    for end in ends:
+        message = end.message
+        for name, box in message.pieces:
+            bound_to = bound.end(name, box, message.hop, end.sends)
+            text = f"{message.hop} {message.turn} {name} {box} {bound.travels_as(name, bound_to.dtype)}"
+            pairs.setdefault((message.source, message.destination), []).append(text)
+    mine = {pair: _digest(texts, bound.buckets.device) for pair, texts in pairs.items()}
+    theirs = {pair: torch.empty_like(value) for pair, value in mine.items() if pair[1] == bound.rank}
     works: list[dist.Work | None] = []
-    mine: list[torch.Tensor] = []  # kept until all is sent
-    for pair in sorted(sums):
-        if pair[0] == rank:
-            mine.append(torch.tensor(sums[pair], dtype=torch.int64, device=devices[pair]))
-            works.append(dist.isend(mine[-1], pair[1], group=group))
+    for pair in sorted(mine):
+        if pair in theirs:
+            works.append(dist.irecv(theirs[pair], pair[0], group=bound.group))
         else:
-            theirs[pair] = torch.empty(len(sums[pair]), dtype=torch.int64, device=devices[pair])
-            works.append(dist.irecv(theirs[pair], pair[0], group=group))
+            works.append(dist.isend(mine[pair], pair[1], group=bound.group))
     for work in works:
         assert work is not None, "this rank is outside the process group"
         work.wait()
-    checked = 0
-    for pair, expected in theirs.items():
-        pieces = [t for t in part.transfers if t.pair == pair]
-        for transfer, there, here in zip(pieces, expected.tolist(), sums[pair], strict=True):
-            _compare(transfer, there, here)
-            checked += 1
-    for copy in part.copies:
-        if copy.source == rank:
-            views = [_view(copy.name, copy.box, held, part, rank) for held in (read, write)]
-            _compare(copy, checksum(views[0]), checksum(views[1]))
-            checked += 1
-    return checked
-
-
-def _compare(transfer: Transfer, there: int, here: int) -> None:
-    if there != here:
-        raise RunError(
-            f"realloc: {transfer.name} {transfer.box} differs after its transfer: checksum "
-            f"{there & (1 << 64) - 1:016x} on rank {transfer.source}, {here & (1 << 64) - 1:016x} on rank "
-            f"{transfer.destination}"
-        )
-
-
-def _copy(copy: Transfer, part: Schedule, rank: int, read: Shards, write: Shards) -> None:
-    """Copy within this rank, unless both layouts share the storage."""
-    source = _view(copy.name, copy.box, read, part, rank)
-    destination = _view(copy.name, copy.box, write, part, rank)
-    if source.data_ptr() != destination.data_ptr() or source.stride() != destination.stride():
-        destination.copy_(source)
-
-
-def _views(message: Message, held: Shards, part: Schedule, rank: int) -> list[torch.Tensor]:
-    return [_view(name, box, held, part, rank) for name, box in message.pieces]
-
-
-def _view(name: str, box: Box, held: Shards, part: Schedule, rank: int) -> torch.Tensor:
-    """The storage of a box on this rank."""
-    for shard in held.get(name, ()):
-        offsets = [(start - low, stop - low) for (start, stop), (low, _) in zip(box, shard.box, strict=True)]
-        lengths = tuple(stop - start for start, stop in shard.box)
-        if any(start < 0 or stop > length for (start, stop), length in zip(offsets, lengths, strict=True)):
-            continue
-        tensor, itemsize = shard.tensor, part.itemsizes[name]
-        if tuple(tensor.shape) != lengths or tensor.element_size() != itemsize:
-            raise InputError(
-                f"{name}: box {shard.box} on rank {rank} is bound to a tensor of shape {tuple(tensor.shape)} "
-                f"and {tensor.element_size()} bytes an element; expected {lengths} and {itemsize}"
+    for pair, value in theirs.items():
+        if value.item() != mine[pair].item():
+            raise RunError(
+                f"realloc: ranks {pair[0]} and {pair[1]} do not mean the same messages; the schedule, the "
+                "bucket sizes and the dtypes on the way must be the same on both"
             )
-        return tensor[tuple(slice(start, stop) for start, stop in offsets)]
-    raise InputError(f"{name}: rank {rank} has no storage bound for box {box}")
+
+
+def _digest(texts: list[str], device: torch.device) -> torch.Tensor:
+    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=7).digest()
+    return torch.tensor([int.from_bytes(digest, "little")], dtype=torch.int64, device=device)

@@ -7,59 +7,82 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from realflow.layout import Box, box_size
-from realflow.realloc.transfers import Schedule
+from realflow.realloc.transfers import Schedule, Transfer
 
 
 @dataclass(frozen=True)
 class Message:
     """Pieces of parameters that travel in one buffer, one after the other without gaps.
 
-    `turn` counts the messages of the pair before this one.
+    `turn` counts the messages of the pair and hop before this one.
     """
 
     source: int
     destination: int
+    hop: int
     turn: int
     pieces: tuple[tuple[str, Box], ...]
     bytes: int
 
     @property
-    def order(self) -> tuple[int, int, int]:
+    def order(self) -> tuple[int, int, int, int]:
         """Place in the order that all ranks follow.
 
-        Messages of one turn and one distance between ranks form a permutation, so that neighbours
-        in this order seldom wait for the same rank.
+        Relays come after what they pass on. Messages of one turn and one distance between ranks form
+        a permutation, so that neighbours in this order seldom wait for the same rank.
         """
-        return self.turn, self.destination - self.source, self.source
+        return self.hop, self.turn, self.destination - self.source, self.source
 
 
-def messages(schedule: Schedule, limit: int) -> list[Message]:
+def messages(schedule: Schedule, limit: int, alone: int | None = None) -> list[Message]:
     """The messages of a schedule (or of one rank's part of it), in order; none exceeds `limit` bytes.
 
-    A pair's messages follow from the pair's transfers alone, so that both ends of a pair find the
-    same ones from their own parts.
+    A piece of at least `alone` bytes (None: `limit`) is a message of its own: where it lies in one run
+    of memory it is sent from there and received there. A pair's messages follow from the pair's transfers
+    alone, so that both ends of a pair find the same ones from their own parts.
     """
-    pairs: dict[tuple[int, int], list[tuple[str, Box]]] = defaultdict(list)
+    pairs: dict[tuple[int, int, int], list[Transfer]] = defaultdict(list)
     for transfer in schedule.transfers:
-        pairs[transfer.source, transfer.destination].append((transfer.name, transfer.box))
+        pairs[transfer.hop, transfer.source, transfer.destination].append(transfer)
     found: list[Message] = []
-    for (source, destination), pieces in pairs.items():
-        turn = 0
-        batch: list[tuple[str, Box]] = []
-        filled = 0
-        for name, whole in pieces:
-            itemsize = schedule.itemsizes[name]
-            assert itemsize <= limit, (name, itemsize, limit)
-            for box in within(whole, limit // itemsize):
-                size = box_size(box) * itemsize
-                if batch and filled + size > limit:
-                    found.append(Message(source, destination, turn, tuple(batch), filled))
-                    turn, batch, filled = turn + 1, [], 0
-                batch.append((name, box))
-                filled += size
-        if batch:
-            found.append(Message(source, destination, turn, tuple(batch), filled))
+    for (hop, source, destination), moved in pairs.items():
+        batches = _batches(_pieces(moved, schedule, limit), limit, min(alone or limit, limit))
+        for turn, (batch, size) in enumerate(batches):
+            found.append(Message(source, destination, hop, turn, tuple(batch), size))
     return sorted(found, key=lambda message: message.order)
+
+
+def _pieces(moved: list[Transfer], schedule: Schedule, limit: int) -> Iterator[tuple[str, Box, int]]:
+    """Parts of at most `limit` bytes, with their bytes. Larger elements go first: so each element
+    lies at a multiple of its own size in the buffer."""
+    sizes = schedule.itemsizes
+    for transfer in sorted(moved, key=lambda transfer: -sizes[transfer.name]):
+        itemsize = sizes[transfer.name]
+        assert itemsize <= limit, (transfer.name, itemsize, limit)
+        for box in within(transfer.box, limit // itemsize):
+            yield transfer.name, box, box_size(box) * itemsize
+
+
+def _batches(
+    pieces: Iterator[tuple[str, Box, int]], limit: int, alone: int
+) -> Iterator[tuple[list[tuple[str, Box]], int]]:
+    """Pieces that travel together, with their bytes. The large ones go first, one by one."""
+    small: list[tuple[str, Box, int]] = []
+    for name, box, size in pieces:
+        if size >= alone:
+            yield [(name, box)], size
+        else:
+            small.append((name, box, size))
+    batch: list[tuple[str, Box]] = []
+    filled = 0
+    for name, box, size in small:
+        if batch and filled + size > limit:
+            yield batch, filled
+            batch, filled = [], 0
+        batch.append((name, box))
+        filled += size
+    if batch:
+        yield batch, filled
 
 
 def within(box: Box, elements: int) -> Iterator[Box]:

@@ -1,107 +1,168 @@
-"""Packing strided views into a flat byte buffer and back, with the kernels of `csrc/pack.cpp`.
+"""Tables for the kernels of `csrc/move.h`, and their calls: packing, unpacking, copying, checksums.
 
-On the CPU one call of the kernel copies all pieces with all threads. Views on another device are
-copied one by one by torch.
+One call moves any number of strided pieces between any number of tensors, converts numbers on the
+way (float64, float32 and bfloat16) and can average them into what is there.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
 import torch
 
-from realflow.errors import RunError
+from realflow.errors import InputError, RunError
 
-Run = tuple[int, int, int, int]
-"""Byte offset of the first row, rows, bytes of a row, bytes from row to row."""
+KINDS = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3}
+"""Dtypes that can be converted and averaged. Others are copied, as bytes."""
+COLUMNS = 14
 
 
-def runs(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> list[Run]:
-    """The contiguous rows of a strided view in row-major order, offsets from its first element.
+@dataclass(frozen=True)
+class Side:
+    """Where a piece lies on one side of a move. `offset` and `strides` are in bytes.
 
-    `strides` count elements, as in torch. Dims that follow on from one another are joined first, so
-    that a contiguous view is one row, and a cut of a matrix by columns one run of many rows.
+    `base` is the index of the tensor among the sources or destinations of the call.
     """
+
+    base: int
+    offset: int
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Row = tuple[int, ...]
+"""One row of a table: the fields of `Piece` in `csrc/move.h`."""
+
+
+def contiguous(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of a tensor without gaps."""
+    strides: list[int] = []
+    step = itemsize
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
+
+
+def rows(shape: Sequence[int], source: Side, destination: Side, blended: bool = False) -> Iterator[Row]:
+    """The table rows that move a piece of that shape; one for the usual cuts of a tensor.
+
+    Dims that follow on from one another on both sides are joined first, so that what is contiguous
+    on both sides is one row, and a cut of a matrix by columns many rows of one piece. Raises InputError
+    for dtypes that cannot be converted.
+    """
+    same = source.dtype == destination.dtype and not blended
+    if not same and not {source.dtype, destination.dtype} <= KINDS.keys():
+        what = "averaged" if source.dtype == destination.dtype else "converted"
+        raise InputError(
+            f"{source.dtype} cannot be {what} to {destination.dtype} on the way; expected float64, float32 "
+            "or bfloat16"
+        )
+    kinds = (0, 0) if same else (KINDS[source.dtype], KINDS[destination.dtype])
     if 0 in shape:
-        return []
-    dims: list[tuple[int, int]] = []  # (length, stride in bytes), outermost first
-    for length, stride in zip(shape, strides, strict=True):
+        return
+    sizes = source.dtype.itemsize, destination.dtype.itemsize
+    dims: list[tuple[int, int, int]] = []  # (length, step in the source, step in the destination)
+    for length, one, other in zip(shape, source.strides, destination.strides, strict=True):
         if length == 1:
             continue
-        if dims and dims[-1][1] == stride * itemsize * length:
-            dims[-1] = (dims[-1][0] * length, stride * itemsize)
+        if dims and dims[-1][1:] == (one * length, other * length):
+            dims[-1] = (dims[-1][0] * length, one, other)
         else:
-            dims.append((length, stride * itemsize))
-    row = itemsize
-    if dims and dims[-1][1] == itemsize:
-        row = dims.pop()[0] * itemsize
-    rows, step = dims.pop() if dims else (1, row)
-    offsets = product(*(range(0, length * stride, stride) for length, stride in dims))
-    return [(sum(offset), rows, row, step) for offset in offsets]
+            dims.append((length, one, other))
+    row = 1
+    if dims and dims[-1][1:] == sizes:
+        row = dims.pop()[0]
+    inner = dims.pop() if dims else (1, 0, 0)
+    outer = dims.pop() if dims else (1, 0, 0)
+    if same:
+        row *= sizes[0]
+    for places in product(*(range(length) for length, _, _ in dims)):
+        there = source.offset + sum(place * dim[1] for place, dim in zip(places, dims, strict=True))
+        here = destination.offset + sum(place * dim[2] for place, dim in zip(places, dims, strict=True))
+        yield (
+            *(source.base, there, outer[1], inner[1]),
+            *(destination.base, here, outer[2], inner[2]),
+            *(outer[0], inner[0], row, *kinds, int(blended)),
+        )
+
+
+def table(found: Sequence[Row]) -> torch.Tensor:
+    """The rows as the kernels take them: int64 [n, 14]."""
+    return torch.tensor(found, dtype=torch.int64).view(-1, COLUMNS)
+
+
+def move(
+    sources: Sequence[torch.Tensor],
+    moves: torch.Tensor,
+    destinations: Sequence[torch.Tensor],
+    decay: float = 0.0,
+) -> None:
+    """Carry out a table; all tensors must be on one device.
+
+    Averaged pieces become `decay * there + (1 - decay) * new`. Raises RunError where the kernels
+    have not been built for the device.
+    """
+    if not moves.numel():
+        return
+    try:
+        _operators().move(list(sources), moves, list(destinations), decay)
+    except NotImplementedError as error:
+        device = destinations[0].device.type
+        raise RunError(
+            f"the compiled kernels (realflow._C) are not built for {device}; build RealFlow where torch has "
+            f"{device} and its compiler is found"
+        ) from error
 
 
 def pack(views: Sequence[torch.Tensor], buffer: torch.Tensor) -> int:
     """Copy `views` (any shapes, strides and dtypes) into `buffer` (uint8 [n]) without gaps.
 
-    Returns the bytes written; both must be on one device. Raises RunError where the kernels have
-    not been built.
+    Returns the bytes written.
     """
-    if buffer.device.type != "cpu":
-        return pack_each(views, buffer)
-    table, total = _table(views)
-    _operators().pack(list(views), table, buffer)
+    found, total = _beside(views, into=True)
+    move(views, found, [buffer])
     return total
 
 
 def unpack(buffer: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
     """Copy `buffer` (uint8 [n]), as `pack` filled it, into `views`. Returns the bytes read."""
-    if buffer.device.type != "cpu":
-        return unpack_each(buffer, views)
-    table, total = _table(views)
-    _operators().unpack(buffer, table, list(views))
+    found, total = _beside(views, into=False)
+    move([buffer], found, views)
     return total
 
 
-def pack_each(views: Sequence[torch.Tensor], buffer: torch.Tensor) -> int:
-    """`pack` by one torch copy for each view, on any device."""
-    at = 0
-    for view in views:
-        # A fresh clone has plain strides, which a view as bytes requires even of one element.
-        data = view.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
-        buffer[at : at + data.numel()].copy_(data)
-        at += data.numel()
-    return at
+def _beside(views: Sequence[torch.Tensor], into: bool) -> tuple[torch.Tensor, int]:
+    """The table that packs views, or the one that unpacks them, and the packed size in bytes."""
+    found: list[Row] = []
+    packed = 0
+    for index, view in enumerate(views):
+        size = view.element_size()
+        there = Side(index, 0, tuple(step * size for step in view.stride()), view.dtype)
+        here = Side(0, packed, contiguous(view.shape, size), view.dtype)
+        found.extend(rows(view.shape, there, here) if into else rows(view.shape, here, there))
+        packed += view.numel() * size
+    return table(found), packed
 
 
-def unpack_each(buffer: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
-    """`unpack` by one torch copy for each view, on any device."""
-    at = 0
-    for view in views:
-        size = view.numel() * view.element_size()
-        # A clone starts at an address that any dtype may be read from; `at` need not.
-        view.copy_(buffer[at : at + size].clone().view(view.dtype).view(view.shape))
-        at += size
-    return at
+def checksums(buffer: torch.Tensor, bounds: Sequence[int]) -> list[int]:
+    """64 bits for each range `[bounds[i], bounds[i + 1])` of a buffer (uint8 [n]).
+
+    Each depends on every byte of its range and on the byte's place.
+    """
+    found: list[int] = _operators().checksums(buffer, torch.tensor(bounds, dtype=torch.int64)).tolist()
+    return found
 
 
 def checksum(tensor: torch.Tensor) -> int:
     """64 bits that depend on every byte and its place (row-major, whatever the strides)."""
-    data = tensor.detach().cpu().contiguous()
-    return int(_operators().checksum(data))
-
-
-def _table(views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The kernel's table (see `csrc/pack.h`), int64 [n, 6], and the packed size in bytes."""
-    rows: list[tuple[int, int, int, int, int, int]] = []
-    packed = 0
-    for index, view in enumerate(views):
-        for offset, count, size, step in runs(view.shape, view.stride(), view.element_size()):
-            rows.append((index, offset, count, size, step, packed))
-            packed += count * size
-    return torch.tensor(rows, dtype=torch.int64).view(-1, 6), packed
+    # A fresh clone has plain strides, which a view as bytes requires even of one element.
+    data = tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+    return checksums(data, (0, len(data)))[0]
 
 
 @cache

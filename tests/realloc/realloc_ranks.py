@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from realflow.errors import RunError
 from realflow.layout import Box, cut, flat_boxes, full_box
-from realflow.realloc.execute import Buckets, Shard, execute, local_shards, verify
+from realflow.realloc.buckets import Buckets
+from realflow.realloc.execute import Reallocation, execute
+from realflow.realloc.storage import Storage, local_shards
 from realflow.realloc.transfers import Tensors, TensorSpec, replicated, transfers
 
 WORLD = 4
@@ -65,9 +67,9 @@ def flat(ranks: list[int], itemsize: int) -> dict[str, TensorSpec]:
 
 def storage(
     specs: Tensors, rank: int, dtype: torch.dtype, filled: bool, strided: bool
-) -> dict[str, list[Shard]]:
+) -> dict[str, list[Storage]]:
     """Storage for a rank's boxes: the truth, or -1 everywhere; strided storage lies transposed or in gaps."""
-    held: dict[str, list[Shard]] = {}
+    held: dict[str, list[Storage]] = {}
     for name, spec in specs.items():
         held[name] = []
         for box in dict.fromkeys(box for holder, box in spec.holders if holder == rank):
@@ -78,11 +80,11 @@ def storage(
             else:
                 tensor = torch.empty_like(value)
             tensor.copy_(value) if filled else tensor.fill_(-1)
-            held[name].append(Shard(box, tensor))
+            held[name].append(Storage.of(box, tensor))
     return held
 
 
-def equal(one: dict[str, list[Shard]], other: dict[str, list[Shard]]) -> bool:
+def equal(one: dict[str, list[Storage]], other: dict[str, list[Storage]]) -> bool:
     return all(
         torch.equal(a.tensor, b.tensor) and a.box == b.box
         for name in one
@@ -113,8 +115,9 @@ def check_pair(
     first = storage(src, rank, dtype, filled=True, strided=False)
     middle = storage(dst, rank, dtype, filled=False, strided=strided)
     last = storage(src, rank, dtype, filled=False, strided=strided)
-    moved = execute(there.part(rank), rank, None, first, middle, buckets)
-    verify(there.part(rank), rank, None, first, middle)
+    forth = Reallocation(there.part(rank), rank, None, first, middle, buckets)
+    moved = forth.run()
+    forth.verify()
     assert equal(middle, storage(dst, rank, dtype, filled=True, strided=False)), "destination differs"
     total = torch.tensor([moved.sent_bytes, moved.received_bytes])
     dist.all_reduce(total)
@@ -137,7 +140,7 @@ def check_drop(rank: int) -> list[str]:
     if not equal(write, storage(dst, rank, torch.float32, filled=True, strided=False)):
         noticed.append("equal")
     try:
-        verify(whole.part(rank), rank, None, held, write)
+        Reallocation(whole.part(rank), rank, None, held, write).verify()
     except RunError as error:
         assert dropped.name in str(error) and f"rank {dropped.source}" in str(error), error
         noticed.append("verify")
@@ -166,9 +169,10 @@ def check_subgroup(rank: int) -> None:
         part = transfers(src, dst).part(rank)
         read = storage(src, rank, torch.float32, filled=True, strided=False)
         write = storage(dst, rank, torch.float32, filled=False, strided=False)
-        moved = execute(part, rank, group, read, write)
+        task = Reallocation(part, rank, group, read, write)
+        moved = task.run()
         assert moved.received_bytes == (part.bytes if rank == 1 else 0)
-        checked = verify(part, rank, group, read, write)
+        checked = task.verify()
         assert checked == (len(part.transfers) if rank == 1 else 0)
         assert equal(write, storage(dst, rank, torch.float32, filled=True, strided=False))
 

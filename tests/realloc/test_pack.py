@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.errors import RunError
+from realflow.errors import InputError, RunError
 from realflow.realloc import pack as packing
-from realflow.realloc.pack import checksum, pack, pack_each, runs, unpack, unpack_each
+from realflow.realloc.pack import Side, checksum, checksums, contiguous, move, pack, rows, table, unpack
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int16, torch.uint8, torch.bool]
 quick = settings(max_examples=100, deadline=None)
@@ -39,42 +38,118 @@ def as_bytes(view: torch.Tensor) -> torch.Tensor:
     return view.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize(("gather", "scatter"), [(pack, unpack), (pack_each, unpack_each)])
 @quick
 @given(found=st.lists(views(), max_size=5))
-def test_pack_and_unpack_equal_torch(gather: Any, scatter: Any, found: list[torch.Tensor]) -> None:
+def test_pack_and_unpack_equal_torch(found: list[torch.Tensor]) -> None:
     expected = torch.cat([torch.zeros(0, dtype=torch.uint8), *map(as_bytes, found)])
     buffer = torch.full((len(expected) + 3,), 7, dtype=torch.uint8)
-    assert gather(found, buffer) == len(expected)
+    assert pack(found, buffer) == len(expected)
     assert torch.equal(buffer[: len(expected)], expected)
     assert buffer[len(expected) :].tolist() == [7, 7, 7]
     before = [view.clone() for view in found]
     for view in found:
         view.zero_()
-    assert scatter(buffer, found) == len(expected)
+    assert unpack(buffer, found) == len(expected)
     assert all(torch.equal(view, old) for view, old in zip(found, before, strict=True))
+
+
+def side(view: torch.Tensor) -> Side:
+    size = view.element_size()
+    return Side(0, 0, tuple(step * size for step in view.stride()), view.dtype)
+
+
+NUMBERS = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two strided views of one shape, of numbers that lie densely around where bfloat16 rounds."""
+    source = draw(views()).to(torch.float64).contiguous()
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**30)))
+    scale = 10.0 ** draw(st.integers(-6, 6))
+    source = torch.randn(source.shape, generator=generator, dtype=torch.float64) * scale
+    if draw(st.booleans()) and source.numel():
+        source.view(-1)[0] = draw(st.sampled_from([float("inf"), -0.0, 1e-42, 1e300, 65280.5 * 2**112]))
+    order = draw(st.permutations(range(source.dim())))
+    inverse = [order.index(dim) for dim in range(source.dim())]
+    source = source.permute(order).contiguous().permute(inverse)
+    target = torch.randn(source.shape, generator=generator, dtype=torch.float64)
+    return source.to(draw(st.sampled_from(NUMBERS))), target.to(draw(st.sampled_from(NUMBERS)))
+
+
+@quick
+@given(pairs())
+def test_casts_give_the_bits_of_torch(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    source, target = pair
+    move([source], table(list(rows(source.shape, side(source), side(target)))), [target])
+    assert torch.equal(as_bytes(target), as_bytes(source.to(target.dtype)))
+
+
+@quick
+@given(pairs(), st.floats(0, 1))
+def test_an_average_gives_the_bits_of_torch(pair: tuple[torch.Tensor, torch.Tensor], decay: float) -> None:
+    """dst = decay * dst + (1 - decay) * src, each step rounded in the wider of float32 and the two."""
+    source, target = pair
+    wide = torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
+    keep, take = torch.tensor(decay, dtype=wide), torch.tensor(1 - decay, dtype=wide)
+    expected = (target.to(wide) * keep + source.to(wide) * take).to(target.dtype)
+    found = list(rows(source.shape, side(source), side(target), blended=True))
+    move([source], table(found), [target], decay)
+    assert torch.equal(target.nan_to_num(), expected.nan_to_num())
+
+
+def test_nan_stays_nan() -> None:
+    for start in NUMBERS:
+        for end in NUMBERS:
+            source, target = torch.full((9,), float("nan"), dtype=start), torch.zeros(9, dtype=end)
+            move([source], table(list(rows((9,), side(source), side(target)))), [target])
+            assert target.isnan().all()
+
+
+def test_what_cannot_be_converted_is_refused() -> None:
+    for start, end in ((torch.int16, torch.bfloat16), (torch.float16, torch.bfloat16)):
+        with pytest.raises(InputError, match="cannot be converted"):
+            list(rows((2,), Side(0, 0, (2,), start), Side(0, 0, (2,), end)))
+    with pytest.raises(InputError, match="cannot be averaged"):
+        list(rows((2,), Side(0, 0, (8,), torch.int64), Side(0, 0, (8,), torch.int64), blended=True))
 
 
 @quick
 @given(views())
-def test_runs_cover_a_view_once_in_order(view: torch.Tensor) -> None:
+def test_rows_cover_a_view_once_in_order(view: torch.Tensor) -> None:
+    """Both sides of the table, element by element."""
     size = view.element_size()
+    shape = tuple(view.shape)
     offsets = torch.arange(view.untyped_storage().nbytes() // size).as_strided(view.shape, view.stride())
-    found = [
-        offset + row * step + byte
-        for offset, rows, length, step in runs(view.shape, view.stride(), size)
-        for row in range(rows)
-        for byte in range(0, length, size)
-    ]
-    assert found == [index * size for index in offsets.flatten().tolist()]
+    there: list[int] = []
+    here: list[int] = []
+    for row in rows(shape, side(view), Side(0, 0, contiguous(shape, size), view.dtype)):
+        assert (row[0], row[4], row[11:]) == (0, 0, (0, 0, 0))
+        for group in range(row[8]):
+            for index in range(row[9]):
+                for byte in range(0, row[10], size):
+                    there.append(row[1] + group * row[2] + index * row[3] + byte)
+                    here.append(row[5] + group * row[6] + index * row[7] + byte)
+    assert there == [index * size for index in offsets.flatten().tolist()]
+    assert here == list(range(0, view.numel() * size, size))
 
 
-def test_usual_cuts_are_single_runs() -> None:
-    matrix = torch.zeros(64, 32)
-    assert runs(matrix.shape, matrix.stride(), 4) == [(0, 1, 8192, 8192)]
-    columns = matrix[:, :8]
-    assert runs(columns.shape, columns.stride(), 4) == [(0, 64, 32, 128)]
-    assert runs((), (), 4) == [(0, 1, 4, 4)]
+def test_usual_cuts_are_single_rows() -> None:
+    """A block of rows, of columns, and of rows and columns in every expert of a stack."""
+    whole = torch.zeros(5, 64, 32)
+
+    def found(view: torch.Tensor) -> list[tuple[int, ...]]:
+        return [
+            row[8:11]
+            for row in rows(view.shape, side(view), Side(0, 0, contiguous(view.shape, 4), view.dtype))
+        ]
+
+    assert found(whole) == [(1, 1, whole.numel() * 4)]
+    assert found(whole[1:3]) == [(1, 1, 2 * 8192)]
+    assert found(whole[0, :, :8]) == [(1, 64, 32)]
+    assert found(whole[:, 8:16]) == [(1, 5, 8 * 128)]
+    assert found(whole[:, 8:16, 4:8]) == [(5, 8, 16)]
+    assert found(torch.zeros(())) == [(1, 1, 4)]
 
 
 def test_large_pieces_are_cut_into_blocks() -> None:
@@ -98,24 +173,62 @@ def test_large_pieces_are_cut_into_blocks() -> None:
         torch.set_num_threads(threads)
 
 
+def test_many_bytes_take_the_way_around_the_caches() -> None:
+    """From 8 MiB on; rows that begin anywhere in a line, and rows shorter and longer than a line."""
+    for columns, first in ((700, 3), (256, 0), (1024, 64), (4099, 1)):
+        count = (9 << 20) // columns
+        source = torch.randint(0, 255, (count, columns + 77), dtype=torch.uint8)[:, first : first + columns]
+        expected = source.contiguous().view(-1)
+        buffer = torch.zeros(len(expected) + 1, dtype=torch.uint8)[1:]
+        assert pack([source], buffer) == len(expected)
+        assert torch.equal(buffer, expected)
+        target = torch.zeros(count, columns + 5, dtype=torch.uint8)
+        unpack(buffer, [target[:, 2:-3]])
+        assert torch.equal(target[:, 2:-3], source)
+        assert not target[:, :2].any() and not target[:, -3:].any()
+
+
 def test_the_kernel_refuses_what_leaves_its_memory() -> None:
     tensor = torch.zeros(8, dtype=torch.uint8)
-    operators = packing._operators()
+    good = [0, 0, 0, 4, 0, 8, 0, 4, 1, 2, 4, 0, 0, 0]
 
-    def attempt(row: list[int], room: int = 16) -> None:
-        operators.pack([tensor], torch.tensor([row]), torch.zeros(room, dtype=torch.uint8))
+    def attempt(changes: dict[int, int]) -> None:
+        row = [changes.get(column, value) for column, value in enumerate(good)]
+        move([tensor], torch.tensor([row]), [torch.zeros(16, dtype=torch.uint8)])
 
-    attempt([0, 0, 2, 4, 4, 8])
-    for row in (
-        [1, 0, 1, 4, 4, 0],  # no such tensor
-        [0, 5, 1, 4, 4, 0],  # past the end of the storage
-        [0, -1, 1, 4, 4, 0],
-        [0, 0, 2, 4, 5, 0],  # the last row leaves it
-        [0, 0, 1, 4, 4, 13],  # past the end of the buffer
-        [0, 0, 2**62, 4, 2**62, 0],  # overflows
+    attempt({})
+    attempt({8: 0, 1: 99})  # nothing to move
+    for changes in (
+        {0: 1},  # no such source
+        {4: -1},  # no such destination
+        {1: 1},  # past the end of the source
+        {1: -1},
+        {3: 5},  # the last row leaves the source
+        {5: 9},  # past the end of the destination
+        {7: -1},
+        {8: 2, 2: 1},  # the last group leaves the source
+        {9: 2**62, 3: 2**62},  # overflows
+        {8: 2**40, 9: 2**40, 3: 0, 7: 0},  # no room for the product
+        {11: 2},  # bytes on one side, numbers on the other
+        {11: 9, 12: 9},
+        {13: 1},  # bytes cannot be averaged
+        {11: 2, 12: 2},  # 4 numbers of 4 bytes leave the source
     ):
-        with pytest.raises(RuntimeError, match=r"realflow\.pack"):
-            attempt(row)
+        with pytest.raises(RuntimeError, match=r"realflow\.move"):
+            attempt(changes)
+
+
+@pytest.mark.parametrize("bounds", [[0, 9], [4, 2], [-1, 2]])
+def test_checksums_refuse_ranges_outside_of_the_buffer(bounds: list[int]) -> None:
+    with pytest.raises(RuntimeError, match=r"realflow\.checksums"):
+        checksums(torch.zeros(8, dtype=torch.uint8), bounds)
+
+
+def test_checksums_of_ranges_are_those_of_the_parts() -> None:
+    buffer = torch.randint(0, 255, (700_003,), dtype=torch.uint8)
+    bounds = [0, 1, 1, 300, 300_001, 700_003]
+    parts = [buffer[low:high] for low, high in pairwise(bounds)]
+    assert checksums(buffer, bounds) == [checksum(part) for part in parts]
 
 
 @quick
@@ -145,13 +258,7 @@ def test_kernels_that_are_not_built_are_named(monkeypatch: pytest.MonkeyPatch) -
         packing._operators.__wrapped__()
 
 
-def test_bandwidth_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    matrix = torch.zeros(8192, 2048, dtype=torch.bfloat16)
-    buffer = torch.empty(matrix.numel() * 2, dtype=torch.uint8)
-    for what, found in (("rows", [matrix]), ("columns", [matrix[:, :1024], matrix[:, 1024:]])):
-        pack(found, buffer)
-        started = time.perf_counter()
-        pack(found, buffer)
-        packed = buffer.numel() / (time.perf_counter() - started)
-        with capsys.disabled():
-            print(f"\npack {what}: {packed / 1e9:.1f} GB/s")
+def test_a_device_without_kernels_is_named() -> None:
+    there = torch.zeros(4, device="meta")
+    with pytest.raises(RunError, match="not built for meta"):
+        move([there], torch.zeros(1, 14, dtype=torch.int64), [there])
