@@ -27,6 +27,7 @@ from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
 from realflow.graph.types import OptimizerSpec
 from realflow.models.causal import CausalModel, load_model
+from realflow.models.precision import full_precision
 
 STEPS, SAMPLES, TEMPERATURE = 3, 9, 0.8
 SPEC = OptimizerSpec(lr=1e-2, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
@@ -239,7 +240,8 @@ def reference(folder: Path, case: Case, steps: int = STEPS) -> dict[str, torch.T
     for step in range(steps):
         rows = []
         for sample in samples_of(step):
-            logits = model(sample["tokens"][None]).logits[0, :-1] / TEMPERATURE
+            with full_precision(model.dtype):
+                logits = model(sample["tokens"][None]).logits[0, :-1] / TEMPERATURE
             log_p = torch.log_softmax(logits, -1)
             mask = sample["loss_mask"][1:]
             terms = ppo(
