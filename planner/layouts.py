@@ -1,18 +1,42 @@
-"""Layouts as people give them: `d2`, `d2@0-1`, `rollout=d2@0,1`."""
+"""Layouts as people give them: `d2`, `d2t2@0-3`, `train=p2@0,1:zero_bubble,recompute`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from realflow.errors import InputError, Problem
-from realflow.graph.types import Graph
+from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.planfile import Cluster
 from realflow.planfile.ranks import parse_ranks
 
 EVERY = "*"
 """The key of a layout that holds for every call without one of its own."""
+
+FLAGS: Mapping[str, tuple[str, Any]] = {
+    "1f1b": ("schedule", "1f1b"),
+    "zero_bubble": ("schedule", "zero_bubble"),
+    "recompute": ("recompute", True),
+    "sequence_parallel": ("sequence_parallel", True),
+    "keep": ("after", "keep"),
+    "offload": ("after", "offload"),
+    "free": ("after", "free"),
+}
+"""A word after the colon -> the key of a call in the plan file, and its value."""
+
+_OF_TRAINING = ("schedule", "recompute", "sequence_parallel")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where and how one call runs: `flags` are keys of its `CallPlan`."""
+
+    layout: Layout
+    ranks: tuple[int, ...]
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_layouts(texts: Iterable[str]) -> dict[str, str]:
@@ -27,7 +51,7 @@ def parse_layouts(texts: Iterable[str]) -> dict[str, str]:
                     f"{text!r} names no call before '='; expected such as rollout=d2, or d2", where="layout"
                 )
             )
-        if not value.partition("@")[0]:
+        if not value.partition(":")[0].partition("@")[0]:
             raise InputError(
                 Problem(f"{text!r} gives no layout; expected such as {_shape(text)}", where="layout")
             )
@@ -41,17 +65,16 @@ def parse_layouts(texts: Iterable[str]) -> dict[str, str]:
 def _shape(text: str) -> str:
     """A text that lacks its layout, with one put in."""
     name, equals, rest = text.rpartition("=")
-    return f"{name}{equals}d1{rest if rest.startswith('@') else ''}"
+    return f"{name}{equals}d1{rest if rest.startswith(('@', ':')) else ''}"
 
 
-def place_calls(
-    graph: Graph, cluster: Cluster, layouts: Mapping[str, str]
-) -> dict[str, tuple[Layout, tuple[int, ...]]]:
-    """Call name -> its layout and ranks.
+def place_calls(graph: Graph, cluster: Cluster, layouts: Mapping[str, str]) -> dict[str, Choice]:
+    """Call name -> its layout, ranks and flags.
 
     A call without a layout of its own takes that of `*`, or `dN` on all N devices. A layout
     without ranks starts at rank 0. A function that must see the whole batch takes the first rank
-    of a layout which was not given for it by name.
+    of a layout which was not given for it by name. Flags given for all calls go to those calls
+    that they mean something to.
     """
     problems: list[Problem] = []
     names = [call.name for call in graph.calls]
@@ -67,25 +90,40 @@ def place_calls(
     placed = {}
     for call in graph.calls:
         try:
-            layout, ranks = _place(layouts.get(call.name, default), world)
+            chosen = read_choice(layouts.get(call.name, default), world)
         except InputError as error:
             problems += error.problems
             continue
-        if call.op == "function" and call.name not in layouts:
-            # A function has no model to cut: it runs data-parallel on the same ranks.
-            whole = call.decl.scope == "batch"
-            layout, ranks = (Layout(), ranks[:1]) if whole else (Layout(dp=len(ranks)), ranks)
-        placed[call.name] = (layout, ranks)
+        placed[call.name] = chosen if call.name in layouts else _fitted(call, chosen)
     if problems:
         raise InputError(dict.fromkeys(problems))
     return placed
 
 
-def _place(text: str, world: int) -> tuple[Layout, tuple[int, ...]]:
+def _fitted(call: Call, given: Choice) -> Choice:
+    """What a layout that was given for all calls means for one of them."""
+    if call.op == "function":
+        # A function has no model to cut: it runs data-parallel on the same ranks.
+        whole = call.decl.scope == "batch"
+        ranks = given.ranks[:1] if whole else given.ranks
+        return Choice(Layout(dp=len(ranks)), ranks)
+    if call.op == "train":
+        return given
+    return Choice(
+        given.layout,
+        given.ranks,
+        {key: value for key, value in given.flags.items() if key not in _OF_TRAINING},
+    )
+
+
+def read_choice(text: str, world: int) -> Choice:
+    """Read `LAYOUT[@RANKS][:FLAG,...]` for a cluster of `world` devices. Raises InputError."""
+
     def refuse(message: str) -> InputError:
         return InputError(Problem(f"{text!r}{message}", where="layout"))
 
-    shape, at, where = text.partition("@")
+    place, colon, words = text.partition(":")
+    shape, at, where = place.partition("@")
     layout = Layout.parse(shape)
     ranks = parse_ranks(where) if at else tuple(range(min(layout.size, world)))
     if ranks is None:
@@ -94,4 +132,31 @@ def _place(text: str, world: int) -> tuple[Layout, tuple[int, ...]]:
         raise refuse(f": {layout} needs {layout.size} ranks, but {len(ranks)} are given")
     if layout.size > world or max(ranks) >= world:
         raise refuse(f" does not fit: the cluster has {world} devices, ranks 0 to {world - 1}")
-    return layout, ranks
+    flags: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for word in words.split(",") if colon else ():
+        problem = _flag_problem(word, given)
+        if problem:
+            raise refuse(f": {problem}")
+        key, flags[key] = FLAGS[word]
+        given[key] = word
+    return Choice(layout, ranks, flags)
+
+
+def _flag_problem(word: str, given: Mapping[str, str]) -> str | None:
+    if word not in FLAGS:
+        close = difflib.get_close_matches(word, FLAGS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{word!r} is none of {', '.join(FLAGS)}{hint}"
+    before = given.get(FLAGS[word][0])
+    if before == word:
+        return f"{word} is given twice"
+    return f"{before} and {word} exclude each other" if before else None
+
+
+def flag_words(values: Mapping[str, Any]) -> Iterator[str]:
+    """The words for keys of a call that are not the default; `read_choice` reads them."""
+    defaults = {"schedule": "1f1b", "recompute": False, "sequence_parallel": False, "after": "keep"}
+    for word, (key, value) in FLAGS.items():
+        if values[key] == value != defaults[key]:
+            yield word

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from planner.layouts import place_calls
 from planner.memory import Assumptions, overfull, rank_memory
@@ -10,17 +11,12 @@ from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.models.card import Card
-from realflow.planfile import (
-    CallPlan,
-    Cluster,
-    Plan,
-    ReallocPlan,
-    check_plan,
-    idle_ranks,
-    needed_reallocs,
-)
-from realflow.planfile.check import ENGINES_OF
+from realflow.models.layouts import layout_problems
+from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, idle_ranks
+from realflow.planfile.check import ENGINES_OF, rule_problems
+from realflow.planfile.holdings import held_by, planned_edges, put_away, users
 from realflow.planfile.ranks import format_ranks
+from realflow.realloc.edges import edge_schedule
 
 MAX_SLOTS = 64
 MIN_MICRO_BATCH = 16
@@ -48,33 +44,47 @@ def make_plan(
     problems = [*_check_amounts(graph, micro_batch_tokens, slots), *_check_lengths(graph, cards)]
     if problems:
         raise InputError(problems)
-    calls = {}
-    for name, (layout, ranks) in place_calls(graph, cluster, layouts).items():
-        call = graph.call(name)
-        calls[name] = CallPlan(
-            ranks=ranks,
-            layout=layout,
+    chosen = place_calls(graph, cluster, layouts)
+    calls = {
+        call.name: CallPlan(
+            ranks=chosen[call.name].ranks,
+            layout=chosen[call.name].layout,
             engine=ENGINES_OF[call.op][0],
             micro_batch_tokens=micro_batch_tokens,
-            slots=slots or choose_slots(graph, call, layout) if call.op == "generate" else CallPlan.slots,
+            slots=_slots(graph, call, chosen[call.name].layout, slots),
+            **chosen[call.name].flags,
         )
-    reallocs = tuple(
-        ReallocPlan(model, source, destination, bytes=size * ranks, lower_bound_bytes=size * ranks)
-        for model, source, destination, ranks in needed_reallocs(graph, calls)
-        for size in [cards[model].weight_bytes(graph.models[model].dtype)]
+        for call in graph.calls
+    }
+    bare = Plan(graph, cluster, calls, cards={name: cards[name].hash for name in graph.models})
+    problems = [*layout_problems(graph, calls, cards), *rule_problems(bare)]
+    if problems:
+        raise InputError(problems)
+    plan = replace(
+        bare,
+        reallocs=_reallocs(bare, cards),
+        memory=rank_memory(graph, calls, cards, cluster, assume or Assumptions()),
     )
-    memory = rank_memory(graph, calls, cards, len(cluster.devices), assume or Assumptions())
-    bare = Plan(
-        graph=graph,
-        cluster=cluster,
-        calls=calls,
-        cards={name: cards[name].hash for name in graph.models},
-        reallocs=reallocs,
-        memory=memory,
-    )
-    plan = Plan(**{**vars(bare), "notes": (*_notes(bare), *_length_notes(graph, cards))})
+    plan = replace(plan, notes=(*_notes(plan), *_length_notes(graph, cards)))
     check_plan(plan)
     return plan
+
+
+def _slots(graph: Graph, call: Call, layout: Layout, given: int | None) -> int:
+    if call.op != "generate":
+        return CallPlan.slots
+    return given or choose_slots(graph, call, layout)
+
+
+def _reallocs(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
+    """The moves of a step, with the bytes of the very schedules that the run will carry out."""
+    trained = plan.graph.trained()
+    found = []
+    for edge in planned_edges(plan.graph, plan.calls):
+        schedule = edge_schedule(plan, edge, cards)
+        source = trained[edge.model].name
+        found.append(ReallocPlan(edge.model, source, edge.call, schedule.bytes, schedule.lower_bound_bytes))
+    return tuple(found)
 
 
 def _check_amounts(graph: Graph, micro_batch_tokens: int, slots: int | None) -> list[Problem]:
@@ -140,10 +150,39 @@ def _notes(plan: Plan) -> list[str]:
     idle = idle_ranks(plan)
     if idle:
         notes.append(f"Idle: no call uses rank{'s' * (len(idle) > 1)} {format_ranks(idle)}.")
+    notes += _kept_notes(plan)
     for (total, limit), ranks in overfull(plan).items():
         many = len(ranks) > 1
+        cause, size = max(plan.memory[ranks[0]].items(), key=lambda item: item[1])
         notes.append(
             f"Memory: rank{'s' * many} {format_ranks(ranks)} {'are' if many else 'is'} expected to need "
-            f"{total / 2**30:.1f} GiB of {'their' if many else 'its'} {limit / 2**30:.3g} GiB."
+            f"{total / 2**30:.1f} GiB of {'their' if many else 'its'} {limit / 2**30:.3g} GiB, most of it "
+            f"{cause} ({size / 2**30:.1f} GiB)."
+        )
+    return notes
+
+
+def _kept_notes(plan: Plan) -> list[str]:
+    """Calls that put their weights away, where another call keeps them."""
+    notes = []
+    for call in plan.graph.calls:
+        where = plan.calls[call.name]
+        if (
+            call.model is None or where.after == "keep" or call.op == "train"
+        ):  # it puts away more than weights
+            continue
+        using = users(plan.graph, plan.calls, call.model)
+        away = put_away(plan.graph, plan.calls, call.model)
+        own = sorted(held_by(where))
+        kept = [rank for rank, held in own if away[rank, held] == "keep"]
+        if not kept:
+            continue
+        keepers = {
+            other.name for held in own for other in using[held] if plan.calls[other.name].after == "keep"
+        }
+        notes.append(
+            f"After: {call.name} says {where.after}, but on rank{'s' * (len(kept) > 1)} {format_ranks(kept)} "
+            f"{' and '.join(sorted(keepers))} use{'s' * (len(keepers) == 1)} the same weights and "
+            f"keep{'s' * (len(keepers) == 1)} them."
         )
     return notes

@@ -1,21 +1,46 @@
-"""Bytes of each rank, by cause: a first certificate, from the models' cards.
+"""Bytes of each rank, by cause, at the worst moment of a step: a certificate, from the models' cards.
 
-What stays: compute weights of every model on the rank, and for a trained one masters and Adam's
-two moments (sharded over dp) and float32 gradients; KV caches of the generate calls. What comes
-and goes, of the call that needs most of it: activations and logits.
+A moment is a call under way (with the generate calls that may be under way beside it), or weights
+that move. What is there at a moment: weights of the holdings in use and of those that are kept;
+masters, Adam's two moments (sharded over dp) and gradients of train calls, unless they are offloaded
+meanwhile; KV caches; the buckets of reallocation; activations and logits of what runs.
+
+What is offloaded goes to host memory, which for a CPU rank is the memory that it has anyway: there
+it is counted, as a cause of its own. What is freed is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from planner.sizes import Part, Parts, kv_bytes, passing_bytes, training_bytes
 from realflow.graph.types import Call, Graph
-from realflow.models.card import ITEMSIZE, Card
-from realflow.planfile import CallPlan, Plan
+from realflow.models.card import Card
+from realflow.planfile import CallPlan, Cluster, Plan
+from realflow.planfile.holdings import After, Held, Holding, holdings, planned_edges, put_away
 
-LOGIT_ROWS = 1024
-"""Rows of logits that exist at once in training and inference."""
+HOST = "cpu"
+"""The kind of a device whose memory is the host's."""
+
+BUCKET_BYTES = 64 << 20
+"""Most bytes of one of the two buckets of reallocation."""
+
+CAUSES = (
+    "process",
+    "weights",
+    "offloaded",
+    "optimizer",
+    "gradients",
+    "kv_cache",
+    "buckets",
+    "activations",
+    "logits",
+)
+"""In the order in which they are written."""
+
+Sizes = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -26,38 +51,25 @@ class Assumptions:
 
 
 def rank_memory(
-    graph: Graph, calls: Mapping[str, CallPlan], cards: Mapping[str, Card], world: int, assume: Assumptions
-) -> dict[int, dict[str, int]]:
-    """Rank -> cause -> bytes at the worst moment; ranks that no call uses are left out.
-
-    Causes are `process`, `weights`, `optimizer`, `gradients`, `kv_cache`, `activations`, `logits`;
-    those of 0 bytes are left out.
-    """
+    graph: Graph,
+    calls: Mapping[str, CallPlan],
+    cards: Mapping[str, Card],
+    cluster: Cluster,
+    assume: Assumptions,
+) -> dict[int, Sizes]:
+    """Rank -> cause (of `CAUSES`) -> bytes at the worst moment. Ranks that no call uses and causes of 0
+    bytes are left out. Raises InputError for layouts that a model cannot be cut for."""
+    kinds = [node.kind for node in cluster.nodes for _ in range(node.devices)]
+    step = _Step(graph, calls, Parts(graph, cards))
     memory = {}
-    for rank in range(world):
-        here = [call for call in graph.calls if rank in calls[call.name].ranks]
-        if not here:
+    known: dict[object, Sizes] = {}
+    for rank, kind in enumerate(kinds):
+        alike = step.alike(rank, kind)  # ranks that do the same need the same
+        if not alike:
             continue
-        worst = {"activations": 0, "logits": 0}
-        stays = {"process": assume.process_bytes, "weights": 0, "optimizer": 0, "gradients": 0, "kv_cache": 0}
-        for model in sorted({call.model for call in here if call.model}):
-            stays["weights"] += cards[model].weight_bytes(graph.models[model].dtype)
-        for call in here:
-            if call.model is None:
-                continue
-            card, dtype = cards[call.model], graph.models[call.model].dtype
-            if call.op == "train":
-                optimizer, gradients = training_bytes(card, dtype, calls[call.name].layout.dp)
-                stays["optimizer"] += optimizer
-                stays["gradients"] += gradients
-            if call.op == "generate":
-                stays["kv_cache"] += kv_bytes(
-                    card, dtype, call, calls[call.name].slots, graph.data.prompt_tokens
-                )
-            passing = passing_bytes(graph, call, calls[call.name], card, dtype)
-            if sum(passing.values()) > sum(worst.values()):
-                worst = passing
-        memory[rank] = {cause: size for cause, size in {**stays, **worst}.items() if size}
+        if alike not in known:
+            known[alike] = step.worst(rank, kind, assume)
+        memory[rank] = dict(known[alike])
     return memory
 
 
@@ -72,43 +84,127 @@ def overfull(plan: Plan) -> dict[tuple[int, int], list[int]]:
     return found
 
 
-def training_bytes(card: Card, dtype: str, dp: int) -> tuple[int, int]:
-    """Bytes of (masters and two moments, gradients) on one rank.
+@dataclass(frozen=True)
+class _Moment:
+    """What a rank does at a moment, and which holdings of which models it needs for that."""
 
-    They are float32, float64 for a float64 model; the first is sharded over dp (ZeRO-1).
-    """
-    size = 8 if dtype == "float64" else 4
-    return -(-3 * size * card.size // dp), size * card.size
-
-
-def kv_bytes(card: Card, dtype: str, call: Call, slots: int, prompt_tokens: int) -> int:
-    """Bytes of a generate call's KV cache: keys and values of every slot at its full length."""
-    length = sequence_tokens(card, call, prompt_tokens)
-    return 2 * card.layers * card.kv_heads * card.head_dim * ITEMSIZE[dtype] * slots * length
+    running: tuple[Call, ...]
+    used: frozenset[tuple[str, Holding]]
 
 
-def sequence_tokens(card: Card, call: Call, prompt_tokens: int) -> int:
-    """The longest sequence that a call may see, in tokens: the longest prompt, and its response."""
-    new = call.sampling.max_new_tokens if call.sampling else 0
-    return min(card.max_positions, prompt_tokens + new)
+class _Step:
+    """What ranks hold and do in one step of a plan."""
+
+    def __init__(self, graph: Graph, calls: Mapping[str, CallPlan], parts: Parts) -> None:
+        self._graph, self._calls, self._parts = graph, calls, parts
+        self._edges = planned_edges(graph, calls)
+        self._ends = [(_by_rank(edge.sources), _by_rank(edge.destinations)) for edge in self._edges]
+        self._away: dict[int, list[tuple[str, Holding, After]]] = defaultdict(list)
+        for model in graph.models:
+            for (rank, held), after in put_away(graph, calls, model).items():
+                self._away[rank].append((model, held, after))
+        self._held = {call.name: holdings(calls[call.name]) for call in graph.calls if call.model}
+        self._beside = {call.name: _beside(graph, call) for call in graph.calls}
+
+    def alike(self, rank: int, kind: str) -> object:
+        """Equal for ranks whose memory is the same; None for a rank that no call uses."""
+        here = self._here(rank)
+        uses = tuple((call.name, self._held[call.name][rank] if call.model else None) for call in here)
+        moves = tuple((sources.get(rank), destinations.get(rank)) for sources, destinations in self._ends)
+        return (uses, moves, kind) if here else None
+
+    def worst(self, rank: int, kind: str, assume: Assumptions) -> Sizes:
+        """Bytes by cause at the moment at which a rank needs most."""
+        stays = {"process": assume.process_bytes, "buckets": self._bucket_bytes(rank)}
+        stays["kv_cache"] = sum(
+            self._kv_bytes(call, rank) for call in self._here(rank) if call.op == "generate"
+        )
+        moments = [self._at(moment, rank, kind) for moment in self._moments(rank)]
+        found = max(moments, key=lambda sizes: sum(sizes.values()))
+        total = {cause: stays.get(cause, 0) + found.get(cause, 0) for cause in CAUSES}
+        return {cause: size for cause, size in total.items() if size}
+
+    def _here(self, rank: int) -> list[Call]:
+        return [call for call in self._graph.calls if rank in self._calls[call.name].ranks]
+
+    def _moments(self, rank: int) -> Iterator[_Moment]:
+        for call in self._here(rank):
+            running = [call, *(c for c in self._beside[call.name] if rank in self._calls[c.name].ranks)]
+            used = frozenset((str(c.model), self._held[c.name][rank]) for c in running if c.model)
+            yield _Moment(tuple(running), used)
+        for edge, (sources, destinations) in zip(self._edges, self._ends, strict=True):
+            used = frozenset((edge.model, held) for held in sources.get(rank, ()))
+            yield _Moment((), used | {(edge.into, held) for held in destinations.get(rank, ())})
+
+    def _at(self, moment: _Moment, rank: int, kind: str) -> Sizes:
+        """Bytes that come and go, at one moment."""
+        sizes: Counter[str] = Counter()
+        for model, held, after in self._away[rank]:
+            size = self._parts.of(model, held).weight_bytes
+            if after == "keep" or (model, held) in moment.used:
+                sizes["weights"] += size
+            elif after == "offload" and kind == HOST:
+                sizes["offloaded"] += size
+        for call in self._here(rank):
+            if call.op != "train":
+                continue
+            where, part = self._calls[call.name], self._part(call, rank)
+            optimizer, gradients = training_bytes(part, where.layout.dp)
+            if where.after == "keep" or call in moment.running:
+                sizes.update(optimizer=optimizer, gradients=gradients)
+            elif kind == HOST:
+                sizes["offloaded"] += optimizer + gradients
+        for call in moment.running:
+            if call.model:
+                where = self._calls[call.name]
+                sizes.update(passing_bytes(self._graph, call, where, self._part(call, rank)))
+        return dict(sizes)
+
+    def _part(self, call: Call, rank: int) -> Part:
+        return self._parts.of(str(call.model), self._held[call.name][rank])
+
+    def _kv_bytes(self, call: Call, rank: int) -> int:
+        part, slots = self._part(call, rank), self._calls[call.name].slots
+        return kv_bytes(part, call, slots, self._graph.data.prompt_tokens)
+
+    def _bucket_bytes(self, rank: int) -> int:
+        """One bucket to send from where a rank has sources of a move, one to receive into where it has
+        destinations; each no larger than the weights that it is for."""
+        most = [0, 0]
+        for edge, ends in zip(self._edges, self._ends, strict=True):
+            for side, (model, held) in enumerate(zip((edge.model, edge.into), ends, strict=True)):
+                size = sum(self._parts.of(model, one).weight_bytes for one in held.get(rank, ()))
+                most[side] = max(most[side], min(BUCKET_BYTES, size))
+        return sum(most)
 
 
-def passing_bytes(graph: Graph, call: Call, plan: CallPlan, card: Card, dtype: str) -> dict[str, int]:
-    """Bytes of activations and logits while a call runs.
+def _by_rank(held: Iterable[Held]) -> dict[int, tuple[Holding, ...]]:
+    found: dict[int, tuple[Holding, ...]] = {}
+    for rank, one in held:
+        found[rank] = (*found.get(rank, ()), one)
+    return found
 
-    A training token keeps, for each layer, its residual, two norms, q, k, v and the attention's
-    output, gate, up and their product; inference and prefill hold one layer at a time. Decoding
-    has a row of logits for each slot.
-    """
-    item = ITEMSIZE[dtype]
-    generate = next((other for other in graph.calls if other.op == "generate"), call)
-    longest = sequence_tokens(card, generate, graph.data.prompt_tokens)
-    samples = -(-graph.prompts * graph.samples // plan.layout.dp)
-    tokens = min(max(plan.micro_batch_tokens, longest), samples * longest)
-    attention = (2 * card.heads + 2 * card.kv_heads) * card.head_dim
-    layer = (4 * card.hidden + attention + 3 * card.intermediate) * item
-    layers = card.layers if call.op == "train" else 1
-    rows = min(plan.slots, samples) if call.op == "generate" else min(LOGIT_ROWS, tokens)
-    # The scores and, in training, their gradient.
-    logits = rows * card.vocab * max(4, item) * (2 if call.op == "train" else 1)
-    return {"activations": tokens * layers * layer, "logits": logits}
+
+def _beside(graph: Graph, call: Call) -> tuple[Call, ...]:
+    """The generate calls that may be under way while `call` is: neither needs what the other writes."""
+    return tuple(
+        other
+        for other in graph.calls
+        if other.op == "generate"
+        and other.name != call.name
+        and other.name not in _before(graph, call)
+        and call.name not in _before(graph, other)
+    )
+
+
+def _before(graph: Graph, call: Call) -> set[str]:
+    """The calls that a call waits for, directly or not: those that write what it reads."""
+    found: set[str] = set()
+    todo = [call]
+    while todo:
+        for name in todo.pop().reads.values():
+            writer = graph.writer(name)
+            if writer is not None and writer.name not in found:
+                found.add(writer.name)
+                todo.append(writer)
+    return found

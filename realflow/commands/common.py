@@ -47,8 +47,10 @@ def layout_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         action="append",
         default=[],
-        metavar="[CALL=]LAYOUT[@RANKS]",
-        help="such as d2, d2@0-1 or rollout=d2@0,1 (repeat it); without CALL for all calls (default: d<all>)",
+        metavar="[CALL=]LAYOUT[@RANKS][:FLAGS]",
+        help="such as d2, d2t2@0-3 or train=p2@0,1:zero_bubble,recompute (repeat it); without CALL for all "
+        "calls (default: d<all>). d: data, t: tensor, p: pipeline parallel. Flags of train calls: 1f1b or "
+        "zero_bubble, recompute, sequence_parallel; of all calls: keep, offload or free",
     )
 
 

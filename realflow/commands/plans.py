@@ -19,7 +19,8 @@ def add_commands(add: AddCommand) -> None:
         "plan",
         run_plan,
         "choose where and how each call of a graph runs",
-        "realflow plan grpo prompts=16 --devices 2 --layout d2 --layout ref=d1@1 -o plan.yaml",
+        "realflow plan grpo prompts=16 --devices 2 --layout d2 --layout ref=d1@1 -o plan.yaml\n"
+        "  realflow plan grpo --devices 4 --layout rollout=d2t2 --layout train=p2@2-3:recompute",
     )
     graph_arguments(plan)
     layout_arguments(plan)
@@ -39,6 +40,11 @@ def add_commands(add: AddCommand) -> None:
     )
     explain = add("explain", run_explain, "check a plan file and show it", "realflow explain plan.yaml")
     explain.add_argument("plan", metavar="PLAN", help="path of a plan file")
+    explain.add_argument(
+        "--realloc",
+        action="store_true",
+        help="show what moves when weights change their layout: bytes, lower bound, loads, floor",
+    )
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -71,9 +77,15 @@ def run_plan(args: argparse.Namespace) -> None:
 
 def run_explain(args: argparse.Namespace) -> None:
     """Check a plan file and show it."""
+    from realflow.commands.reallocs import render_reallocs
     from realflow.commands.render import render_plan
+    from realflow.models.layouts import known_cards, layout_problems
 
     if args.plan in shipped_graphs() and not Path(args.plan).exists():
         message = f"this is a shipped graph; realflow plan {args.plan} -o plan.yaml makes a plan of it"
         raise InputError(Problem(message, where=args.plan))
-    render_plan(read_plan(args.plan))
+    plan = read_plan(args.plan, lambda plan: layout_problems(plan.graph, plan.calls, known_cards(plan)))
+    if args.realloc:
+        render_reallocs(plan)
+    else:
+        render_plan(plan, cards=known_cards(plan))

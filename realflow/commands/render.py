@@ -10,8 +10,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner import overfull
+from planner import flag_words, overfull
 from realflow.graph import describe
+from realflow.layout import DeviceMesh, Layout
+from realflow.models.card import Card
+from realflow.models.layouts import is_cut
+from realflow.models.partition import Partition, Stage, partition, with_head
 from realflow.planfile import Plan, idle_ranks
 from realflow.planfile.ranks import format_ranks
 
@@ -19,20 +23,24 @@ _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
 _SIDE_BY_SIDE = 4  # groups of ranks in one memory table: they fit into 80 columns
 
 
-def render_plan(plan: Plan, console: Console | None = None) -> None:
-    """Print a plan: cluster, calls, reallocs, memory by cause, timeline and notes."""
+def render_plan(plan: Plan, console: Console | None = None, cards: Mapping[str, Card] | None = None) -> None:
+    """Print a plan: cluster, calls, how models are cut, reallocs, memory by cause, timeline and notes.
+
+    How a model is cut is shown where its card is given.
+    """
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, _PLAIN_WIDTH)
-    for part in _parts(plan):
+    for part in _parts(plan, cards or {}):
         console.print(part)
 
 
-def _parts(plan: Plan) -> list[RenderableType]:
+def _parts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
     parts: list[RenderableType] = [
         Text(f"{plan.graph.name}: {describe(plan.graph)}", style="bold"),
         Text(_cluster(plan)),
         _calls(plan),
+        *_cuts(plan, cards),
     ]
     parts.append(
         _reallocs(plan) if plan.reallocs else Text("Reallocation: none, every call has its weights.")
@@ -77,8 +85,13 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ri
         min_width=len(title) + 2,
     )
     for column in columns:
+        words = [word for row in rows for word in row[columns.index(column)].split()]
         table.add_column(
-            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column in right,
+            overflow="fold",
+            min_width=max(map(len, words), default=None) if column == "flags" else None,
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
@@ -99,7 +112,7 @@ def _calls(plan: Plan) -> Table:
                 chosen.engine,
                 "" if call.op == "function" else str(chosen.micro_batch_tokens),
                 str(chosen.slots) if call.op == "generate" else "",
-                "" if call.model is None or chosen.after == "keep" else chosen.after,
+                " ".join(flag_words(vars(chosen))),
                 _seconds(chosen.predicted_seconds),
             )
         )
@@ -112,10 +125,53 @@ def _calls(plan: Plan) -> Table:
         "engine",
         "tokens",
         "slots",
-        "after",
+        "flags",
         "seconds",
     )
     return _table("Calls", columns, rows, frozenset({"tokens", "slots", "seconds"}))
+
+
+def _cuts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
+    """For each way in which a model is cut: which ranks have which layers and heads."""
+    users: dict[tuple[str, Layout, tuple[int, ...]], list[str]] = {}
+    for call in plan.graph.calls:
+        where = plan.calls[call.name]
+        if call.model and is_cut(where.layout):
+            users.setdefault((call.model, where.layout, where.ranks), []).append(call.name)
+    rows, unknown = [], set()
+    for (model, layout, ranks), calls in users.items():
+        if model not in cards:
+            unknown.add(model)
+            continue
+        whole = partition(with_head(cards[model], plan.graph.models[model].head), layout)
+        mesh = DeviceMesh(ranks, layout)
+        for stage in whole.stages:
+            on = [rank for rank in ranks if mesh.coordinate(rank)["pp"] == stage.index]
+            name = f"{model} ({', '.join(calls)})"
+            rows.append((name, f"{stage.index}", format_ranks(on), _layers(stage), *_heads(whole)))
+    parts: list[RenderableType] = []
+    if rows:
+        columns = ("model (calls)", "stage", "ranks", "layers", "heads", "kv heads")
+        parts.append(_table("How models are cut", columns, rows, frozenset({"stage"})))
+    if unknown:
+        names = " and ".join(sorted(unknown))
+        parts.append(Text(f"How {names} is cut: its card is not on this machine.", style="yellow"))
+    return parts
+
+
+def _layers(stage: Stage) -> str:
+    ends = [*(["embedding"] if stage.embeds else []), f"{stage.first}-{stage.stop - 1}"]
+    return ", ".join([*ends, *(["head"] if stage.ends else [])])
+
+
+def _heads(cut: Partition) -> tuple[str, str]:
+    """Attention heads, and key and value heads, of each tensor rank: `4+5`, or `2 each`."""
+    texts = []
+    for interval in (cut.query_heads, cut.kv_heads):
+        sizes = [stop - start for start, stop in map(interval, range(cut.tp))]
+        alike = len(set(sizes)) == 1
+        texts.append(f"{sizes[0]}{' each' * (cut.tp > 1)}" if alike else "+".join(map(str, sizes)))
+    return texts[0], texts[1]
 
 
 def _reallocs(plan: Plan) -> Table:

@@ -127,7 +127,9 @@ def _plan(args: argparse.Namespace, is_plan: bool) -> Plan:
             overrides=args.overrides,
         )
     _refuse_options(args)
-    return read_plan(args.what)
+    from realflow.models.layouts import plan_problems
+
+    return read_plan(args.what, plan_problems)
 
 
 def _refuse_options(args: argparse.Namespace) -> None:

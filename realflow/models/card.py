@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from realflow.models.paths import cache_dir
 FORMAT = 1
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _VOLATILE = {"_name_or_path", "transformers_version"}
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _SECONDS = 300  # a fresh process that imports torch and builds the modules, on a busy machine
 
 
@@ -114,6 +116,11 @@ def card(model: Path | str) -> Card:
         found = _read(path)
         assert found is not None, path
     return found
+
+
+def cached(digest: str) -> Card | None:
+    """The card of a config hash, if it was made on this machine; the model itself need not be here."""
+    return _read(cache_dir() / "cards" / f"{digest}.json") if _DIGEST.fullmatch(digest) else None
 
 
 def to_mapping(card: Card) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Everything that is wrong in one file is told together, each problem with its lin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,10 +36,17 @@ MAX_DEVICES = 4096
 """Devices of one node; bounds what a short text can make."""
 
 
-def read_plan(path: Path | str) -> Plan:
-    """Read and check a plan file. Raises InputError with everything that is wrong in it."""
+Check = Callable[[Plan], Iterable[Problem]]
+"""A further check, by somebody who knows more; `where` of its problems is a dotted path of the file."""
+
+
+def read_plan(path: Path | str, *checks: Check) -> Plan:
+    """Read and check a plan file. Raises InputError with everything that is wrong in it.
+
+    `checks` look at a plan that keeps all rules; what they find is told with its lines, too.
+    """
     problems: list[Problem] = []
-    return _plan(Report(load_yaml(Path(path), problems), problems))
+    return _plan(Report(load_yaml(Path(path), problems), problems), checks)
 
 
 def parse_plan(text: str | bytes, *, file: str = "") -> Plan:
@@ -113,7 +120,7 @@ LAYOUT = Kind("a layout such as d2t1p1", _read_layout)
 NOTE = Kind("text", _read_any_text)  # may be empty
 
 
-def _plan(report: Report) -> Plan:
+def _plan(report: Report, checks: Iterable[Check] = ()) -> Plan:
     top = report.section(
         (), report.document.value, "a plan file: a mapping with format, graph, cluster, calls"
     )
@@ -154,6 +161,9 @@ def _plan(report: Report) -> Plan:
         plan = Plan(graph=graph, cluster=cluster, calls=calls, **values)
         _add(report, find_problems(plan, unread=unread))
     report.finish()
+    for check in checks:
+        _add(report, check(plan))
+    report.finish()
     return plan
 
 
@@ -163,7 +173,7 @@ def _stop_if_broken(report: Report, top: Section) -> None:
         report.finish()
 
 
-def _add(report: Report, problems: list[Problem]) -> None:
+def _add(report: Report, problems: Iterable[Problem]) -> None:
     """Take problems found elsewhere, whose `where` is a dotted path of this document."""
     document = report.document
     dotted = {".".join(map(str, path)): path for path in document.lines}

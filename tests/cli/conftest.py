@@ -1,11 +1,14 @@
-"""The commands against a cache of their own, in which the shipped graphs' model has a card."""
+"""The commands against a cache of their own, in which the shipped graphs' model has a card, and another
+model, `small-llama`, one that tells how it can be cut."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from small_cards import llama_card
 
 from realflow.models.card import Card, Parameter, config_hash, store
 
@@ -44,4 +47,8 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             pipeline_styles={},
         )
     )
+    other = cache / "models" / "small-llama"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "llama", "name": "small"}))
+    store(dataclasses.replace(llama_card(hidden=72, heads=9, kv_heads=3), hash=config_hash(other)))
     return cache

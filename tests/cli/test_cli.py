@@ -210,7 +210,16 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "no devices": ("plan grpo --devices 0", "devices: found 0"),
     "layout of an unknown call": ("plan grpo --layout rolout=d1", "did you mean rollout?"),
     "layout too large": ("plan grpo --devices 2 --layout d3", "does not fit"),
-    "tensor parallel": ("plan grpo --devices 2 --layout t2", "cannot run yet"),
+    "tensor parallel": ("plan grpo --devices 2 --layout t2", "publishes no tensor plan (tp_plan)"),
+    "what works instead": ("plan grpo --devices 2 --layout t2", "Of 2 ranks these work: d2t1p1"),
+    "too many stages": (
+        "plan grpo model=small-llama --devices 6 --layout p6",
+        "p6 needs at least 6: use p1 to p4. Of 6 ranks these work: d1t2p3, d2t1p3, d1t3p2, d3t1p2, d1t6p1",
+    ),
+    "context parallel": ("plan grpo --devices 2 --layout c2", "reserved and cannot run yet"),
+    "unknown flag": ("plan grpo --layout d1:recomptue", "did you mean recompute?"),
+    "a flag of training": ("plan grpo --devices 1 --layout ref=d1:recompute", "only train calls have it"),
+    "no bubble": ("plan grpo --devices 1 --layout train=d1:zero_bubble", "d1t1p1 has none: use 1f1b"),
     "asynchronous": ("plan async.yaml", "(asynchronous) cannot run yet"),
     "missing cluster": ("plan grpo --cluster none.yaml", "none.yaml"),
     "both": ("plan grpo --devices 1 --cluster none.yaml", "not both"),
@@ -311,6 +320,42 @@ def test_a_model_beside_the_graph_goes_before_the_current_folder(
     assert graph.models["actor"].path == str(Path("project/tiny").resolve())
     assert realflow.load_graph("project/mine.yaml", ["model=here"]).models["actor"].path == "here"
     assert "note:" not in ok(capsys, "check", "project/mine.yaml", "model=here")
+
+
+def test_how_models_are_cut(capsys: pytest.CaptureFixture[str], model_cache: Path) -> None:
+    argv = "plan grpo model=small-llama --devices 4 --layout d2t2 --layout train=t2p2:zero_bubble,recompute"
+    ok(capsys, *argv.split(), "--layout", "ref=d1@3:offload", "-o", "p.yaml")
+    train = read_plan("p.yaml").calls["train"]
+    assert (train.schedule, train.recompute, train.sequence_parallel) == ("zero_bubble", True, False)
+    lines = [re.sub(r" +", " ", line.strip()) for line in ok(capsys, "explain", "p.yaml").splitlines()]
+    assert "train train actor 0-3 d1t2p2 train 4096 zero_bubble recompute" in lines
+    assert "ref infer ref 3 d1t1p1 infer 4096 offload" in lines
+    assert "actor (rollout) 0 0-3 embedding, 0-3, head 4+5 3 each" in lines
+    assert "actor (train) 0 0-1 embedding, 0-1 4+5 3 each" in lines
+    assert "actor (train) 1 2-3 2-3, head 4+5 3 each" in lines
+    for path in (model_cache / "cards").iterdir():
+        path.unlink()
+    assert "How actor is cut: its card is not on this machine." in ok(capsys, "explain", "p.yaml")
+
+
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_a_plan_by_hand_that_a_model_cannot_follow(
+    capsys: pytest.CaptureFixture[str], command: str, launched: Launched
+) -> None:
+    """Before any process starts: the plan keeps all rules, but 9 heads cannot be cut over 12 ranks."""
+    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "12", "-o", "p.yaml")
+    text = Path("p.yaml").read_text()
+    old = "layout: d12t1p1\n    engine: infer"
+    assert old in text
+    Path("p.yaml").write_text(text.replace(old, old.replace("d12t1p1", "d1t12p1")))
+    (line,) = refused(capsys, command, "p.yaml")
+    number = 1 + next(
+        i for i, found in enumerate(Path("p.yaml").read_text().splitlines()) if "d1t12p1" in found
+    )
+    assert line.startswith(f"realflow: p.yaml:{number}: calls.ref.layout: d1t12p1 cannot cut ref: ")
+    assert "it has 9 attention heads; t12 needs at least 12: use t1 to t9" in line
+    assert "Of 12 ranks these work: d1t6p2, d2t6p1, " in line
+    assert launched.calls == []
 
 
 def test_all_problems_of_a_plan_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

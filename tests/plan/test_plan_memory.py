@@ -1,0 +1,211 @@
+"""Memory by cause: what each part of a model needs, and which moment of a step is the worst."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_cards import llama_card
+
+from planner import make_plan, overfull, parse_layouts
+from planner.sizes import Part, Parts, in_flight, kv_bytes, passing_bytes, training_bytes
+from realflow.graph import find_graph, load_graph
+from realflow.graph.types import Graph
+from realflow.layout import Layout, box_size
+from realflow.models.card import Card
+from realflow.models.layouts import accepted
+from realflow.models.partition import partition
+from realflow.planfile import CallPlan, Cluster, Node, Plan
+from realflow.planfile.holdings import Holding, holdings
+
+GRPO = load_graph(find_graph("grpo"))
+CARD = llama_card()
+GIB = 1 << 30
+
+
+def plan_of(card: Card, devices: int, *layouts: str, kind: str = "cuda", graph: Graph = GRPO) -> Plan:
+    cluster = Cluster((Node("local", devices, kind, 8 * GIB),))
+    return make_plan(graph, cluster, parse_layouts(layouts), dict.fromkeys(graph.models, card))
+
+
+def part_of(card: Card, layout: str = "d1", rank: int = 0, dtype: str = "bfloat16") -> Part:
+    sizes = Layout.parse(layout)
+    graph = dataclasses.replace(
+        GRPO, models={"actor": dataclasses.replace(GRPO.models["actor"], dtype=dtype)}
+    )
+    where = CallPlan(tuple(range(sizes.size)), sizes, "train")
+    return Parts(graph, {"actor": card}).of("actor", holdings(where)[rank])
+
+
+cards = st.builds(
+    lambda layers, groups, kv, width, vocab, tied: llama_card(
+        layers, 4 * groups * kv, groups * kv, kv, width, vocab, tied=tied
+    ),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(8, 50),
+    st.integers(8, 99),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cards, st.integers(1, 12), st.data())
+def test_the_ranks_together_hold_the_model(card: Card, ranks: int, data: st.DataObject) -> None:
+    """Every element once in each replica, but for what the partition says is held whole or twice."""
+    layout = data.draw(st.sampled_from(accepted(card, ranks)))
+    cut = partition(card, layout)
+    where = CallPlan(tuple(range(ranks)), layout, "train")
+    parts = Parts(GRPO, {"actor": card})
+    held = sum(parts.of("actor", holding).elements for holding in holdings(where).values())
+    copies = Counter({p.name: 1 for p in card.parameters})
+    for name in copies:
+        copies[name] *= layout.tp if cut.is_whole(name) else 1
+        copies[name] *= 2 if name in cut.tied else 1
+    assert held == layout.dp * sum(copies[p.name] * p.size for p in card.parameters)
+    assert layout.size > layout.dp or held == layout.dp * card.size
+
+
+def test_formulas_of_a_whole_model() -> None:
+    whole, rollout = part_of(CARD), GRPO.call("rollout")
+    assert whole.weight_bytes == 2 * CARD.size
+    assert training_bytes(whole, 1) == (12 * CARD.size, 4 * CARD.size)
+    assert training_bytes(whole, 4) == (3 * CARD.size, 4 * CARD.size)
+    assert training_bytes(part_of(CARD, dtype="float64"), 1) == (24 * CARD.size, 8 * CARD.size)
+    # keys and values x layers x kv heads x head_dim x 2 bytes x slots x tokens
+    assert kv_bytes(whole, rollout, 3, 1024) == 2 * 4 * 2 * 8 * 2 * 3 * (1024 + 16)
+    assert kv_bytes(whole, rollout, 3, 5000) == 2 * 4 * 2 * 8 * 2 * 3 * 2048, "no more than its positions"
+
+
+def test_formulas_of_a_part() -> None:
+    """A layout d1t2p2 of 4 layers, 4 heads, 2 KV heads: halves of everything but norms and ends."""
+    rollout = GRPO.call("rollout")
+    first, last = part_of(CARD, "t2p2", 0), part_of(CARD, "t2p2", 3)
+    assert [(part.layers, part.query_heads, part.kv_heads) for part in (first, last)] == [(2, 2, 1)] * 2
+    assert kv_bytes(first, rollout, 3, 1024) == 2 * 2 * 1 * 8 * 2 * 3 * (1024 + 16)
+    layer = (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32) // 2 + 2 * 32
+    assert first.elements == 2 * layer + 50 * 32
+    assert last.elements == 2 * layer + 50 * 32 + 32, "the tied table and the last norm"
+    assert (first.logits, last.logits) == (0, 50)
+    shared = part_of(llama_card(heads=8, kv_heads=2), "t4")
+    assert shared.kv_heads == 2, "key and value heads that do not divide are held by every rank"
+
+
+def test_uneven_heads_are_counted_where_they_are() -> None:
+    card = llama_card(hidden=72, heads=9, kv_heads=3)
+    assert [part_of(card, "t2", rank).query_heads for rank in (0, 1)] == [4, 5]
+    assert part_of(card, "t2", 0).elements < part_of(card, "t2", 1).elements
+
+
+def test_micro_batches_in_flight_are_those_of_the_schedules() -> None:
+    from realflow.engines.pipeline import alive
+
+    for schedule in ("1f1b", "zero_bubble"):
+        for stages in range(1, 6):
+            layout = Layout(pp=stages)
+            where = CallPlan(tuple(range(stages)), layout, "train", schedule=schedule)  # type: ignore[arg-type]
+            for stage in range(stages):
+                for count in range(1, 9):
+                    assert in_flight(where, stage, count) == alive(schedule, stages, stage, count)
+
+
+def passing(layout: str, rank: int = 0, **flags: object) -> dict[str, int]:
+    sizes = Layout.parse(layout)
+    where = CallPlan(tuple(range(sizes.size)), sizes, "train", **flags)  # type: ignore[arg-type]
+    return passing_bytes(GRPO, GRPO.call("train"), where, part_of(CARD, layout, rank))
+
+
+def test_activations_follow_the_schedule() -> None:
+    one, first, last = passing("d1"), passing("p2", 0), passing("p2", 1)
+    assert first["activations"] == one["activations"] == 2 * last["activations"], "half the layers, twice"
+    assert passing("p2", 1, schedule="zero_bubble")["activations"] == first["activations"]
+    assert (first["logits"], last["logits"]) == (0, one["logits"])
+    assert passing("t2")["logits"] == one["logits"] // 2, "logits are cut over the vocabulary"
+
+
+def test_recompute_and_sequence_parallelism_save_activations() -> None:
+    tokens, item = 4096, 2
+    layer = 4 * 32 + (2 * 4 + 2 * 2) * 8 + 3 * 48
+    assert passing("d1")["activations"] == tokens * item * 4 * layer
+    assert passing("d1", recompute=True)["activations"] == tokens * item * (4 * 32 + layer)
+    cut = 4 * 32 + (2 * 2 + 2 * 1) * 8 + 3 * 24
+    assert passing("t2")["activations"] == tokens * item * 4 * cut
+    assert passing("t2", sequence_parallel=True)["activations"] == tokens * item * 4 * (cut - 2 * 32)
+
+
+# A model whose weights are large against what passes through it.
+WIDE = llama_card(layers=4, hidden=1024, heads=8, kv_heads=8, intermediate=4096, vocab=100)
+SHORT = load_graph(find_graph("grpo"), ["prompts=2", "samples=2", "max_new_tokens=2"])
+SHORT = dataclasses.replace(SHORT, data=dataclasses.replace(SHORT.data, max_length=16))
+
+
+def test_what_is_offloaded_leaves_the_device_but_not_the_host() -> None:
+    weights = WIDE.weight_bytes("bfloat16")
+    kept = plan_of(WIDE, 1, graph=SHORT).memory[0]
+    assert kept["weights"] == 2 * weights and kept["optimizer"] == 6 * weights
+    assert plan_of(WIDE, 1, "ref=d1:offload", graph=SHORT).memory[0]["weights"] == 2 * weights
+    both = ("ref=d1:offload", "train=d1:offload")
+    away = plan_of(WIDE, 1, *both, graph=SHORT).memory[0]
+    assert away == kept | {"weights": weights}, "the worst moment is training, when ref is away"
+    host = plan_of(WIDE, 1, *both, kind="cpu", graph=SHORT).memory[0]
+    assert host == kept | {"weights": weights, "offloaded": weights}, "a CPU rank has no other memory"
+
+
+def test_an_offloaded_optimizer_is_there_while_it_trains() -> None:
+    memory = plan_of(WIDE, 2, "d1@0", "train=d1@1:offload", "ref=d1@1", graph=SHORT).memory
+    assert "optimizer" in memory[1], "the worst moment is training itself"
+    assert "optimizer" not in memory[0]
+
+
+def test_what_is_freed_is_gone_on_any_device() -> None:
+    """Rollout on t2 and training on d2: parts of their own, unless they are freed after use."""
+    weights = WIDE.weight_bytes("bfloat16")
+    for kind in ("cpu", "cuda"):
+        kept = plan_of(WIDE, 2, "d2", "rollout=t2", kind=kind, graph=SHORT).memory[0]
+        part = kept["weights"] - 2 * weights
+        assert weights // 2 < part < 0.51 * weights
+        freed = plan_of(WIDE, 2, "d2", "rollout=t2:free", kind=kind, graph=SHORT).memory[0]
+        assert freed["weights"] == kept["weights"], "they are there at the rollout, beside the optimizer"
+    away = plan_of(WIDE, 2, "d2", "rollout=t2:free", "train=d2:offload", graph=SHORT).memory[0]
+    assert away["weights"] == 2 * weights and "offloaded" not in away, "the worst moment is training"
+
+
+def test_equal_holdings_are_counted_once() -> None:
+    weights = CARD.weight_bytes("bfloat16")
+    assert plan_of(CARD, 2).memory[0]["weights"] == 2 * weights, "actor and ref"
+    apart = plan_of(CARD, 2, "d2", "ref=p2").memory[1]["weights"]
+    assert weights < apart < 2 * weights
+
+
+def test_buckets_are_where_weights_move() -> None:
+    memory = plan_of(WIDE, 3, "d1@0", "train=d2@1-2", graph=SHORT).memory
+    weights = WIDE.weight_bytes("bfloat16")
+    assert [memory[rank]["buckets"] for rank in range(3)] == [min(64 << 20, weights)] * 3
+    assert "buckets" not in plan_of(WIDE, 2, graph=SHORT).memory[0]
+
+
+def test_a_plan_that_does_not_fit_names_the_cause() -> None:
+    cluster = Cluster((Node("local", 2, "cuda", GIB),))
+    plan = make_plan(SHORT, cluster, {"*": "d2"}, dict.fromkeys(SHORT.models, WIDE))
+    assert list(overfull(plan).values()) == [[0, 1]]
+    (note,) = (note for note in plan.notes if note.startswith("Memory: "))
+    assert "most of it process (0.6 GiB)" in note or "most of it optimizer" in note
+    assert "Memory:" not in " ".join(plan_of(WIDE, 2, graph=SHORT).notes)
+
+
+@pytest.mark.parametrize(("layout", "tied"), [("d2", True), ("t2", True), ("p2", True), ("t2p2", False)])
+def test_holdings_are_where_the_runtime_puts_them(layout: str, tied: bool) -> None:
+    """`Parts` and the boxes that reallocation moves are the same."""
+    card = llama_card(tied=tied)
+    sizes = Layout.parse(layout)
+    where = CallPlan(tuple(range(sizes.size)), sizes, "train")
+    held = partition(card, sizes).holders(where.mesh)
+    parts = Parts(GRPO, {"actor": card})
+    for rank, holding in holdings(where).items():
+        mine = sum(box_size(box) for boxes in held.values() for other, box in boxes if other == rank)
+        assert parts.of("actor", holding).elements == mine
+    assert parts.of("actor", Holding()).elements == card.size
