@@ -4,6 +4,9 @@ What is fused are the products with the query, key and value weights, and with t
 weights. Where their parameters lie next to each other in memory, as in the flat parameter buffer,
 one product reads all of them through a view; nothing is copied, so weights that a trainer replaces
 in place are seen by the next pass. Norms and rotary embeddings keep the rounding of the modules.
+
+Over tensor ranks each has some of the heads, of the columns between gate-up and down, and of the
+vocabulary; what they add up is the output of attention, that of the MLP, and the embedding.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +25,12 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from realflow.engines.decode import Decoder, ModuleDecoder, Pass
+from realflow.engines.decode import Decoder, ModuleDecoder
+from realflow.engines.part import HoldsPart, heads_of
+from realflow.engines.passes import Pass
+from realflow.models import tensor as tensor_parallel
+from realflow.models.place import Axis
+from realflow.models.stages import Elsewhere
 
 _FAMILIES = (
     (modeling_llama, "Llama"),
@@ -54,6 +63,14 @@ class Linear:
             return F.linear(x, *self.parts[0])
         return torch.cat([F.linear(x, weight, bias) for weight, bias in self.parts], -1)
 
+    def summed(self, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        """The product of a layer that is cut along its inputs: the sum over `axis`, the bias once."""
+        if axis.size == 1:
+            return self(x)
+        ((weight, bias),) = self.parts
+        total = summed(F.linear(x, weight), axis)
+        return total if bias is None else total.add_(bias)
+
     def is_faster_transposed(self, x: torch.Tensor) -> bool:
         """Whether `transposed` saves time: measured for bfloat16 on CPUs, where oneDNN repacks the
         weights in each product unless they are its left factor (8 % of an MLP at 32 rows)."""
@@ -78,16 +95,25 @@ def adjacent(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
+def summed(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """`x`, contiguous, in place: the sum over the ranks of `axis`."""
+    if axis.size > 1:
+        dist.all_reduce(x, group=axis.group)
+    return x
+
+
 @dataclass(frozen=True)
 class Norm:
-    """An RMS norm module: statistics in float32, rounded to the model's dtype before the weight."""
+    """An RMS norm module: statistics in float32 (float64 for float64 models), rounded to the model's
+    dtype before the weight."""
 
     module: Any
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Like `x`, normalised over the last dim."""
         eps = self.module.variance_epsilon
-        normed = F.rms_norm(x.float(), x.shape[-1:], None, eps)
+        wide = x if x.dtype == torch.float64 else x.float()
+        normed = F.rms_norm(wide, x.shape[-1:], None, eps)
         scaled: torch.Tensor = self.module.weight * normed.to(x.dtype)
         return scaled
 
@@ -109,6 +135,7 @@ class Layer:
     kv_heads: int
     scale: float
     window: int | None
+    tp: Axis
 
     def attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, step: Pass) -> torch.Tensor:
         """Attention's output before the residual: [T, hidden]. `sin` has the sign of rotate_half."""
@@ -123,50 +150,71 @@ class Layer:
         pairs = qkv[:, self.heads :].unflatten(1, (2, self.kv_heads))
         query = qkv[:, : self.heads]
         attended = step.attend(self.index, query, pairs, scale=self.scale, window=self.window)
-        return self.out(attended.flatten(1))
+        return self.out.summed(attended.flatten(1), self.tp)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """The feed-forward part before the residual: [T, hidden]."""
         x = self.before_mlp(x)
         if self.gate_up.is_faster_transposed(x):
             gate, up = self.gate_up.transposed(x.t()).chunk(2, 0)
-            return self.down.transposed(self.activation(gate).mul_(up)).t()
+            return summed(self.down.transposed(self.activation(gate).mul_(up)), self.tp).t()
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(self.activation(gate).mul_(up))
+        return self.down.summed(self.activation(gate).mul_(up), self.tp)
 
 
 class FusedDecoder:
     """Llama, Mistral, Qwen2 and Qwen3 without their modules' overhead. Equal to `ModuleDecoder`."""
 
-    def __init__(self, module: PreTrainedModel) -> None:
-        self.module = module
+    def __init__(self, model: HoldsPart) -> None:
+        self.model = model
+        self.module = model.module
+        self._tp = model.place.tp
         self._build()
 
     def _build(self) -> None:
-        base = self.module.model
-        self._pointers = self._storages()
-        self._layers = [_layer(layer, index) for index, layer in enumerate(base.layers)]
-        self._norm = Norm(base.norm)
+        self.storages = self._found_storages()
+        layers, stage = self.module.model.layers, self.model.stage
+        heads = heads_of(self.model)
+        sizes = heads.query, heads.computed
+        self._layers = [_layer(layers[i], i, sizes, self._tp) for i in range(stage.first, stage.stop)]
+        self._norm = Norm(self.module.model.norm)
 
-    def _storages(self) -> tuple[int, ...]:
+    def _found_storages(self) -> tuple[int, ...]:
         return tuple(parameter.data_ptr() for parameter in self.module.parameters())
 
-    def __call__(self, step: Pass) -> torch.Tensor:
-        """The logits [B, vocabulary] of the slots' rows."""
-        if self._storages() != self._pointers:  # parameters were moved, not only overwritten
+    def refresh(self) -> None:
+        """Look for the weights again if they were moved, not only overwritten (`storages` tells)."""
+        if self._found_storages() != self.storages:
             self._build()
+
+    def __call__(self, step: Pass, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Decoder`. `hidden` is overwritten."""
+        self.refresh()
         base = self.module.model
-        x = F.embedding(step.tokens, base.embed_tokens.weight)
+        x = self._embed(step.tokens) if hidden is None else hidden
         cos, sin = base.rotary_emb(x[None], step.positions[None])
         cos, sin = cos[0][:, None], sin[0][:, None].clone()
         sin[..., : sin.shape[-1] // 2].neg_()
         for layer in self._layers:
             x += layer.attention(x, cos, sin, step)
             x += layer.mlp(x)
+        if not self.model.stage.ends:
+            return x
         return self.module.lm_head(self._norm(x[: step.slots]))
 
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows [T, H] of the embedding, each of which one tensor rank has; exact, the others' are zero."""
+        weight = self.module.model.embed_tokens.weight
+        if self._tp.size == 1:
+            return F.embedding(tokens, weight)
+        local = tokens - self.model.partition.vocabulary(self._tp.index)[0]
+        foreign = (local < 0) | (local >= len(weight))
+        found = F.embedding(local.masked_fill_(foreign, 0), weight)
+        return summed(found.masked_fill_(foreign[:, None], 0), self._tp)
 
-def _layer(module: Any, index: int) -> Layer:
+
+def _layer(module: Any, index: int, heads: tuple[int, int], tp: Axis) -> Layer:
+    """The parts of one layer with this many query and key-value heads."""
     attention, mlp = module.self_attn, module.mlp
     norms = (Norm(attention.q_norm), Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
     window = getattr(attention, "sliding_window", None)
@@ -182,10 +230,11 @@ def _layer(module: Any, index: int) -> Layer:
         gate_up=Linear.of(mlp.gate_proj, mlp.up_proj),
         activation=mlp.act_fn,
         down=Linear.of(mlp.down_proj),
-        heads=attention.q_proj.out_features // attention.head_dim,
-        kv_heads=attention.k_proj.out_features // attention.head_dim,
+        heads=heads[0],
+        kv_heads=heads[1],
         scale=attention.scaling,
         window=window,
+        tp=tp,
     )
 
 
@@ -198,17 +247,25 @@ def is_fusible(module: PreTrainedModel) -> bool:
     for source, prefix in _FAMILIES:
         if type(module) is getattr(source, f"{prefix}ForCausalLM"):
             known = {getattr(source, prefix + part) for part in _PARTS}
-            known |= {nn.Linear, nn.Embedding, nn.ModuleList}
+            known |= {nn.Linear, nn.Embedding, nn.ModuleList, Elsewhere}
             return all(_is_plain(part, known) for part in module.modules())
     return False
 
 
 def _is_plain(part: nn.Module, known: set[type]) -> bool:
-    hooked = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    if "forward" in vars(part):
+        hooks.append(vars(part)["forward"])
+    changed = any(not _is_of_tensor_ranks(hook) for hook in hooks)
     activation = not list(part.children()) and not list(part.parameters())
-    return not hooked and (type(part) in known or activation)
+    return not changed and (type(part) in known or activation)
 
 
-def make_decoder(module: PreTrainedModel) -> Decoder:
+def _is_of_tensor_ranks(hook: Any) -> bool:
+    """Whether a hook is of those that make a cut module communicate, which is written out here as well."""
+    return getattr(getattr(hook, "func", None), "__module__", None) == tensor_parallel.__name__
+
+
+def make_decoder(model: HoldsPart) -> Decoder:
     """The fastest decoder that gives the model's own answers."""
-    return FusedDecoder(module) if is_fusible(module) else ModuleDecoder(module)
+    return FusedDecoder(model) if is_fusible(model.module) else ModuleDecoder(model)

@@ -5,8 +5,15 @@
         for sample in engine.step(): ...
 
 A step admits queued prompts into free slots and draws one token for every slot: one forward pass
-(`realflow.engines.decode`). The weights are read where they are; whoever replaces them in place
+(`realflow.engines.passes`). The weights are read where they are; whoever replaces them in place
 between two steps calls `set_version`.
+
+Where a replica of the model has several ranks, all of them make the same calls of `feed`, `step`,
+`abort` and `set_version` in the same order, hold the same samples, and return the same tokens and
+log probabilities, bit for bit. Tensor ranks have their own heads and token ids. With p pipeline
+stages the slots are p groups that take turns: a step is the pass of one group, and while a stage
+makes it the others are at the passes of other groups. Its tokens are known when the group's next
+turn comes.
 """
 
 from __future__ import annotations
@@ -14,15 +21,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from realflow.data.random import uniform
-from realflow.engines.decode import Pass, cache_shape
+from realflow.engines.cut_sampling import Cut, draw_cut
 from realflow.engines.fused import make_decoder
 from realflow.engines.kv_cache import KVCache
+from realflow.engines.line import Flight, Line
+from realflow.engines.part import HoldsPart, cache_shape, dtype_of, heads_of
+from realflow.engines.passes import Pass, Prefix
 from realflow.engines.samples import Finished, FinishReason, Prompt, Sample
 from realflow.engines.sampling import draw
 from realflow.engines.slots import Slots
@@ -51,20 +59,12 @@ class GenerateStats:
     seconds: float = 0.0
 
 
-class HoldsModule(Protocol):
-    """A model as `realflow.models` loads it: `module` is the Hugging Face causal LM."""
-
-    @property
-    def module(self) -> PreTrainedModel:
-        """The Hugging Face causal LM."""
-
-
 class NativeEngine:
-    """Draws samples of prompts with one model on one device. Not thread-safe."""
+    """Draws samples of prompts with one replica of a model. Not thread-safe."""
 
     def __init__(
         self,
-        model: HoldsModule,
+        model: HoldsPart,
         sampling: Sampling,
         *,
         slots: int,
@@ -82,26 +82,38 @@ class NativeEngine:
         models that cannot be decoded.
         """
         _check_settings(sampling, slots, max_length)
-        module = model.module
-        parameter = next(module.parameters())
+        self.place = model.place
         self.sampling = sampling
         self.seed = seed
         self.version = version
         self.max_length = max_length
         self.prefill_tokens = prefill_tokens
         self.stats = GenerateStats()
-        self._shape = cache_shape(module, slots, max_length)
-        self._vocabulary = module.get_input_embeddings().weight.shape[0]
-        self._dtype, self._device = parameter.dtype, parameter.device
-        self._decoder = make_decoder(module)
+        config = model.module.config.get_text_config()
+        self._shape = cache_shape(model, slots, max_length)
+        self._heads = heads_of(model)
+        self._vocabulary: int = config.vocab_size
+        self._dtype, self.device = dtype_of(model.module)
+        self._decoder = make_decoder(model)
         self._stops = Stops(tokenizer, sampling.stop, eos_ids)
         self._cache: KVCache | None = None
-        self._slots = Slots(slots)
+        groups = min(self.place.pp.size, slots)
+        self._slots = Slots(slots, groups)
+        self._flights: list[Flight | None] = [None] * groups
+        self._turn = 0
+        self._line = Line(self.place.pp, config.hidden_size, self._dtype, self.device)
+        tp = self.place.tp
+        self._cut = Cut.over(tp, model.partition.vocabulary(tp.index)[0]) if tp.size > 1 else None
 
     @property
     def busy(self) -> bool:
-        """Whether samples are queued or running."""
-        return bool(self._slots.queue or self._slots.running)
+        """Whether samples are queued or running, or tokens are on their way."""
+        return bool(self._slots.queue or self._slots.running or any(self._flights))
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank speaks for its replica: tensor rank 0 of the last stage."""
+        return self.place.is_last and self.place.tp.index == 0
 
     def feed(self, prompts: Iterable[Prompt]) -> None:
         """Queue prompts. Raises InputError, listing every bad prompt, and then queues none."""
@@ -120,22 +132,79 @@ class NativeEngine:
             self._slots.queue.extend(Sample(prompt, index, limit) for index, limit in enumerate(limits))
 
     def step(self) -> list[Finished]:
-        """Admit what fits and draw one token for each running sample; returns those that ended."""
+        """Admit what fits and draw one token for each running sample (of the group whose turn it is);
+        returns the samples that are known to have ended."""
         if not self.busy:
             return []
         started = time.perf_counter()
+        group = self._next_turn()
         with torch.inference_mode():
+            finished = self._collect(group)
             if self._cache is None:
-                self._cache = KVCache(self._shape, self._dtype, self._device)
-            admitted, prefixes = self._slots.admit(self._cache, self.prefill_tokens)
+                self._cache = KVCache(self._shape, self._dtype, self.device)
+            admitted, prefixes = self._slots.admit(self._cache, self.prefill_tokens, group)
             self._seed(admitted)
-            self._slots.close_gaps(self._cache)
-            running = self._slots.running
-            step = Pass(self._cache, [s.newest for s in running], [s.length for s in running], prefixes)
+            self._slots.close_gaps(self._cache, group)
+            running = self._slots.running_in(group)
+            if running:
+                self._flights[group] = self._launch(group, running, prefixes)
+                if self.place.pp.size == 1:  # the tokens are here
+                    finished += self._collect(group)
+        self._count(group, len(running), sum(len(prefix.tokens) for prefix in prefixes), started)
+        return finished
+
+    def _next_turn(self) -> int:
+        """The next group that has something to do."""
+        count = len(self._flights)
+        while True:
+            group, self._turn = self._turn, (self._turn + 1) % count
+            if self._slots.queue or self._flights[group] or self._slots.running_in(group):
+                return group
+
+    def _launch(self, group: int, running: Sequence[Sample], prefixes: Sequence[Prefix]) -> Flight:
+        """This rank's part of one pass."""
+        assert self._cache is not None
+        first = self._slots.groups[group][0]
+        step = Pass(
+            self._cache,
+            self._heads,
+            first,
+            [s.newest for s in running],
+            [s.length for s in running],
+            prefixes,
+        )
+        drawn = torch.zeros(len(running), 2, dtype=torch.float64, device=self.device)
+        flight = Flight(running, first, self.version, drawn, [])
+        found = self._decoder(step, self._line.receive(len(step.tokens)))
+        if self.place.is_last:
             numbers = torch.tensor([s.uniforms[len(s.response)] for s in running], dtype=torch.float64)
-            tokens, logprobs = draw(self._decoder(step), numbers, self.sampling)
-        finished = self._append(running, tokens.tolist(), logprobs.tolist())
-        self._count(len(running), sum(len(prefix.tokens) for prefix in prefixes), started)
+            if self._cut is None:
+                tokens, logprobs = draw(found, numbers, self.sampling)
+            else:
+                tokens, logprobs = draw_cut(found, numbers, self.sampling, self._cut)
+            drawn[:, 0], drawn[:, 1] = tokens, logprobs
+            self._line.announce(flight)
+        else:
+            self._line.send(found, flight)
+            self._line.expect(flight)
+        return flight
+
+    def _collect(self, group: int) -> list[Finished]:
+        """Take what a group's last pass has drawn; free the slots of samples that end with it."""
+        flight, self._flights[group] = self._flights[group], None
+        finished: list[Finished] = []
+        if flight is None:
+            return finished
+        for slot, (sample, token, logprob) in enumerate(
+            zip(flight.samples, *flight.land(), strict=True), flight.first
+        ):
+            if self._slots.slots[slot] is not sample:  # aborted in the meantime
+                continue
+            self.stats.tokens += 1
+            reason = self._append(sample, token, logprob, flight.version)
+            if reason:
+                self._slots.slots[slot] = None
+                finished.append(sample.finished(reason, self._stops, self._logprob_dtype))
         return finished
 
     def set_version(self, version: int) -> None:
@@ -190,35 +259,24 @@ class NativeEngine:
         for sample, row in zip(admitted, uniform(self.seed, ids, 0, first + torch.arange(most)), strict=True):
             sample.uniforms = row[: sample.limit].tolist()
 
-    def _append(
-        self, running: Sequence[Sample], tokens: Sequence[int], logprobs: Sequence[float]
-    ) -> list[Finished]:
-        """Add each sample's new token; free the slots of those that end with it."""
-        finished = []
-        for slot, (sample, token, logprob) in enumerate(zip(running, tokens, logprobs, strict=True)):
-            sample.response.append(token)
-            sample.logprobs.append(logprob)
-            sample.versions.append(self.version)
-            reason: FinishReason | None = None
-            if self._stops.ends(sample.response):
-                reason = "stop"
-            elif len(sample.response) == sample.limit:
-                reason = "length"
-            if reason:
-                self._slots.slots[slot] = None
-                finished.append(sample.finished(reason, self._stops, self._logprob_dtype))
-        return finished
+    def _append(self, sample: Sample, token: int, logprob: float, version: int) -> FinishReason | None:
+        """Add a new token; whether, and why, the sample ends with it."""
+        sample.response.append(token)
+        sample.logprobs.append(logprob)
+        sample.versions.append(version)
+        if self._stops.ends(sample.response):
+            return "stop"
+        return "length" if len(sample.response) == sample.limit else None
 
-    def _count(self, running: int, prefilled: int, started: float) -> None:
-        stats = self.stats
+    def _count(self, group: int, running: int, prefilled: int, started: float) -> None:
+        stats, slots = self.stats, len(self._slots.groups[group])
         stats.steps += 1
-        stats.slot_steps += len(self._slots.slots)
+        stats.slot_steps += slots
         stats.busy_slot_steps += running
         if self._slots.queue:
-            stats.queued_slot_steps += len(self._slots.slots)
+            stats.queued_slot_steps += slots
             stats.queued_busy_slot_steps += running
         stats.prefill_tokens += prefilled
-        stats.tokens += running
         stats.seconds += time.perf_counter() - started
 
 

@@ -9,13 +9,17 @@ import torch
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes of a cache: `layers`, `slots` sequences of at most `length` tokens, heads and head dim."""
+    """Sizes of a cache: `layers`, `slots` sequences of at most `length` tokens, heads and head dim.
+
+    Layers are known by their number in the model, of which `first_layer` is the lowest here.
+    """
 
     layers: int
     slots: int
     kv_heads: int
     length: int
     head_dim: int
+    first_layer: int = 0
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Memory of a cache in `dtype`: keys and values of every slot at full length."""
@@ -47,19 +51,21 @@ class KVCache:
 
     def write(self, layer: int, rows: torch.Tensor, pairs: torch.Tensor) -> None:
         """Store keys and values [T, 2, kv_heads, head_dim] at `rows` (see `rows`)."""
-        self._flat[layer].index_copy_(0, rows.view(-1), pairs.reshape(-1, self.shape.head_dim))
+        flat = self._flat[layer - self.shape.first_layer]
+        flat.index_copy_(0, rows.view(-1), pairs.reshape(-1, self.shape.head_dim))
 
-    def read(self, slots: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each layer's keys and values of the first slots: views [slots, kv_heads, length, head_dim]."""
-        keys, values = self._all[:, :, :slots, :, :length].unbind(1)
-        return list(zip(keys.unbind(0), values.unbind(0), strict=True))
+    def read(self, first: int, slots: int, length: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's keys and values of `slots` slots from `first` on: views [slots, kv_heads, length,
+        head_dim]."""
+        keys, values = self._all[:, :, first : first + slots, :, :length].unbind(1)
+        return dict(enumerate(zip(keys.unbind(0), values.unbind(0), strict=True), self.shape.first_layer))
 
     def read_slot(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one slot in one layer: views [kv_heads, length, head_dim]."""
-        keys, values = self._all[layer, :, slot, :, :length].unbind(0)
+        keys, values = self._all[layer - self.shape.first_layer, :, slot, :, :length].unbind(0)
         return keys, values
 
     def copy(self, source: int, destination: int, length: int, layer: int | None = None) -> None:
         """Copy the first `length` tokens of a slot to another one, in one layer or in all."""
-        part = self._all if layer is None else self._all[layer : layer + 1]
+        part = self._all if layer is None else self._all[layer - self.shape.first_layer][None]
         part[:, :, destination, :, :length].copy_(part[:, :, source, :, :length])

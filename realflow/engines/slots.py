@@ -1,4 +1,9 @@
-"""Which sample is in which slot of the KV cache, and what of it the cache holds already."""
+"""Which sample is in which slot of the KV cache, and what of it the cache holds already.
+
+The slots are divided into groups that take turns (one group for each pipeline stage, so that all
+stages can work at once). The queue is common, and so is what slots hold: a group copies what another
+one has prefilled.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from realflow.engines.decode import Prefix
 from realflow.engines.kv_cache import KVCache
+from realflow.engines.passes import Prefix
 from realflow.engines.samples import Sample
+from realflow.layout import cut
 
 _WORTH_COPYING = 8  # tokens
 
@@ -17,8 +23,9 @@ _WORTH_COPYING = 8  # tokens
 class Slots:
     """The queue and the slots. A prompt's tokens but the last are its prefix."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, groups: int = 1) -> None:
         self.queue: deque[Sample] = deque()
+        self.groups = tuple(range(*cut(count, groups, index)) for index in range(groups))
         self.slots: list[Sample | None] = [None] * count
         # Row by row, the tokens whose keys and values a slot holds; -1 after their end.
         self._prefixes = np.full((count, 64), -1, dtype=np.int64)
@@ -27,6 +34,10 @@ class Slots:
     def running(self) -> list[Sample]:
         """The samples in slots, in order of slot."""
         return [sample for sample in self.slots if sample is not None]
+
+    def running_in(self, group: int) -> list[Sample]:
+        """The samples in the slots of one group, in order of slot."""
+        return [sample for slot in self.groups[group] if (sample := self.slots[slot]) is not None]
 
     def forget_prefixes(self) -> None:
         """Copy nothing from the cache any more: the weights or the cache have changed."""
@@ -40,8 +51,9 @@ class Slots:
         self.queue = deque(sample for sample in self.queue if sample.id not in gone)
         return out
 
-    def admit(self, cache: KVCache, budget: int) -> tuple[list[Sample], list[Prefix]]:
-        """Move queued samples into free slots, lowest first.
+    def admit(self, cache: KVCache, budget: int, group: int = 0) -> tuple[list[Sample], list[Prefix]]:
+        """Move queued samples into free slots of a group, lowest first, up to the group's fair part of
+        all samples.
 
         Returns them and what the pass has to prefill: at most `budget` tokens, but always one
         prompt. Where a slot holds the keys and values of the same prefix, or of one that begins
@@ -51,9 +63,7 @@ class Slots:
         fresh: dict[int, Prefix] = {}
         origin: dict[int, int] = {}  # slot -> the fresh slot that the pass copies all its tokens from
         admitted: list[Sample] = []
-        for slot in [slot for slot, sample in enumerate(self.slots) if sample is None]:
-            if not self.queue:
-                break
+        for slot in self._free(group):
             tokens = self.queue[0].prompt.tokens[:-1]
             prefix = np.array(tokens, dtype=np.int64)
             source, common = self._holder(prefix, slot)
@@ -78,6 +88,13 @@ class Slots:
             admitted.append(sample)
         return admitted, list(fresh.values())
 
+    def _free(self, group: int) -> list[int]:
+        """The slots of a group that queued samples go to."""
+        running = len(self.running_in(group))
+        fair = -(-(len(self.queue) + len(self.running)) // len(self.groups))
+        room = min(len(self.queue), max(0, fair - running))
+        return [slot for slot in self.groups[group] if self.slots[slot] is None][:room]
+
     def _holder(self, prefix: np.ndarray, slot: int) -> tuple[int, int]:
         """The slot that holds the most of a prefix from its begin, best `slot` itself, and how many tokens.
 
@@ -94,12 +111,13 @@ class Slots:
         most = int(common[best])
         return (best, most) if most >= _WORTH_COPYING or most == size else (slot, 0)
 
-    def close_gaps(self, cache: KVCache) -> None:
-        """Make the running samples occupy the lowest slots, so that a pass reads one slice of the cache.
+    def close_gaps(self, cache: KVCache, group: int = 0) -> None:
+        """Make the running samples of a group occupy its lowest slots, so that a pass reads one slice of
+        the cache.
 
         Needed only when free slots could not be filled; those just admitted lie lowest and stay.
         """
-        low, high = 0, len(self.slots) - 1
+        low, high = self.groups[group][0], self.groups[group][-1]
         while True:
             while low < high and self.slots[low] is not None:
                 low += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -18,6 +18,10 @@ from realflow.engines.generate import Finished, NativeEngine, Prompt
 from realflow.errors import InputError
 from realflow.graph.types import Sampling
 from realflow.models.causal import CausalModel, load_model
+from realflow.models.partition import Stage
+from realflow.models.place import Place
+from realflow.models.precision import full_precision
+from realflow.models.tensor import Region
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
 
@@ -27,6 +31,13 @@ class Bare:
     """A model that is not in a flat buffer."""
 
     module: torch.nn.Module
+    place: Place = field(default_factory=Place.alone)
+    partition: None = None
+    region: Region = field(default_factory=lambda: Region(Place.alone().tp))
+
+    @property
+    def stage(self) -> Stage:
+        return Stage(0, 0, self.module.config.num_hidden_layers, True, True)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,7 @@ def make(model, *, slots=4, max_length=64, seed=3, eos_ids=(), tokenizer=None, m
         tokenizer=tokenizer,
     )
     if module_path:
-        engine._decoder = ModuleDecoder(model.module)
+        engine._decoder = ModuleDecoder(model)
     return engine
 
 
@@ -90,7 +101,7 @@ def drain(engine: NativeEngine, prompts: list[Prompt]) -> dict[int, Finished]:
 def hugging_face_logprobs(model, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """log p(tokens[i] | tokens[:i]), entry 0 being 0, by a plain forward."""
     module = AutoModelForCausalLM.from_pretrained(model.source, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(torch.float64):
         logits = module(tokens[None]).logits[0, :-1] / temperature
     return torch.cat([torch.zeros(1).double(), logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]])
 
@@ -183,7 +194,7 @@ def test_written_out_layers_equal_the_modules(models, family, dtype):
 
 @pytest.mark.parametrize("family", FAMILIES[:-1])
 def test_fused_weights_are_views(models, family):
-    decoder = FusedDecoder(models[family].module)
+    decoder = FusedDecoder(models[family])
     storage = models[family].flat.storage.untyped_storage().data_ptr()
     for layer in decoder._layers:
         for linear in (layer.qkv, layer.gate_up):
