@@ -17,7 +17,7 @@ from realflow.graph.words import most_prompts, notes
 
 def test_shipped_graphs_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"grpo", "sft"} <= set(shipped_graphs())
+    assert {"grpo", "ppo", "sft"} <= set(shipped_graphs())
     assert find_graph("grpo").name == "grpo.yaml"
     (tmp_path / "grpo.yaml").write_text("name: mine\n")
     assert find_graph("grpo.yaml") == Path("grpo.yaml")
@@ -46,7 +46,7 @@ def test_what_is_not_found_is_explained(
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["grpo", "sft"])
+@pytest.mark.parametrize("name", ["grpo", "ppo", "sft"])
 def test_svg_shows_every_call_and_field_and_needs_nothing_else(name: str) -> None:
     graph = load_graph(find_graph(name))
     svg = to_svg(graph)

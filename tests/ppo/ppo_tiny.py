@@ -1,0 +1,74 @@
+"""graphs/ppo.yaml at tiny size: models, data, and small real runs of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from realflow.api import plan, run
+from realflow.graph import Graph, find_graph, graph_to_mapping, load_graph
+
+STEPS = 5
+
+
+def tiny_scorer(directory: Path, dtype: str = "float64", seed: int = 0) -> Path:
+    """A random reward model: a sequence classifier with one label, whose scores differ widely."""
+    generator = torch.Generator().manual_seed(seed)
+    config = tiny_config("llama", num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise * 0.2 if parameter.dim() > 1 else 1 + noise * 0.1)
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def ppo_graph(folder: Path, *overrides: str, **critic: Any) -> Graph:
+    """The shipped graph with tiny models and prompts of its own; `critic` changes the critic's section."""
+    actor, scorer = folder / "actor", folder / "scorer"
+    if not actor.exists():
+        tiny_model(actor, dtype="float64", seed=3)
+        tiny_scorer(scorer, seed=4)
+        rows = [{"question": f"{'ab' * (i % 5)}{i}+{i % 3}=", "answer": str(i)} for i in range(24)]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "model": actor, "reward_model": scorer, "dtype": "float64", "prompts": 6, "samples": 2,
+        "lr": 1e-2, "critic_lr": 1e-2, "kl_coef": 0.1, "max_new_tokens": 8, "steps": STEPS,
+    }  # fmt: skip
+    graph = load_graph(find_graph("ppo"), [*(f"{k}={v}" for k, v in settings.items()), *overrides])
+    mapping = graph_to_mapping(graph)
+    mapping["data"] = {
+        "source": "jsonl",
+        "path": str(folder / "prompts.jsonl"),
+        "fields": {"prompt": "question", "answer": "answer"},
+    }
+    mapping["models"]["critic"] |= critic
+    return load_graph(mapping)
+
+
+def execute(graph: Graph, run_dir: Path, devices: int, **layouts: str) -> Path:
+    """Plan and run; `layouts` names calls."""
+    run(plan(graph, devices=devices, layouts=layouts or None), run_dir=run_dir, quiet=True)
+    return run_dir
+
+
+def samples(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Sample id -> its record."""
+    rows = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+    return {row["sample_id"]: row for row in rows}
+
+
+def weights(run_dir: Path, model: str, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted((run_dir / "checkpoints" / f"step-{step:06d}" / model).glob("*.safetensors")):
+        found |= load_file(file)
+    return found
