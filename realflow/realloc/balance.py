@@ -20,7 +20,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_ROUNDS = 1000
+_ROUNDS = 300
 _GAP = 2e-3
 
 
@@ -43,7 +43,7 @@ class Levels:
 def level(classes: Sequence[Class]) -> Levels:
     """Divide each class among its senders so that the largest sum over a sender is least.
 
-    The busiest sender has at most 1.002 times `bound` bytes, which no division can beat (unless 1000
+    The busiest sender has at most 1.002 times `bound` bytes, which no division can beat (unless 300
     rounds do not suffice: then `bound` still holds).
 
     >>> level([Class((0,), 6), Class((0, 1), 6)]).quotas

@@ -132,39 +132,58 @@ def share(demands: Demands, grain: int) -> tuple[Rows, int]:
     ledger = _Ledger(classes, levels.quotas)
     groups = list(through)
     rows: list[Rows] = []
-    # Relays first: what they receive is a demand like any other. Small classes before large ones,
-    # which are better at making up for errors.
-    for i in sorted(range(len(groups)), key=lambda i: classes[i].total):
+    # Relays first: what they receive is a demand like any other.
+    for i in _turns(classes, range(len(groups)), grain):
         rows.extend(_relay(i, groups[i], through[groups[i]], demands, ledger, grain))
-    for i in sorted(range(len(groups), len(classes)), key=lambda i: classes[i].total):
+    for i in _turns(classes, range(len(groups), len(classes)), grain):
         pieces = demands.direct[i - len(groups)].pieces(demands.names)
-        for sender, taken in _cut(pieces, ledger.open(i), ledger, i, demands, grain):
+        for sender, taken in _cut(pieces, ledger, i, demands, grain):
             rows.append(rows_of(taken.name, taken.box, sender, taken.target))
     return joined(rows), int(levels.bound * (1 - 1e-12))
 
 
+def _turns(classes: Sequence[Class], chosen: Sequence[int], grain: int) -> list[int]:
+    """The order in which classes are cut: those come last that are best at making up for errors.
+
+    What is too small to be divided comes first, the largest before the others; then what can be
+    divided, the largest last.
+    """
+
+    def turn(i: int) -> tuple[bool, int]:
+        total = classes[i].total
+        return (True, total) if total >= 2 * grain else (False, -total)
+
+    return sorted(chosen, key=turn)
+
+
 class _Ledger:
-    """What each sender has taken beyond its quotas so far."""
+    """What each sender will have sent in the end, as far as is known."""
 
     def __init__(self, classes: Sequence[Class], quotas: Sequence[Floats]) -> None:
         self._classes = classes
         self._quotas = quotas
-        self._surplus: dict[int, float] = defaultdict(float)
+        self._expected: dict[int, float] = defaultdict(float)
+        for one, quota in zip(classes, quotas, strict=True):
+            for sender, amount in zip(one.senders, quota.tolist(), strict=True):
+                self._expected[sender] += amount
 
-    def open(self, i: int) -> dict[int, float]:
-        """The share of each sender of class i: its quota, corrected by what it took too much before."""
-        quotas = dict(zip(self._classes[i].senders, self._quotas[i].tolist(), strict=True))
-        # Without a quota a sender is not drawn in: that would only make more messages.
-        chosen = [sender for sender, quota in quotas.items() if quota > 0.0]
-        if not chosen:
-            return {}
-        base = np.array([self._surplus[sender] - quotas[sender] for sender in chosen])
-        return dict(zip(chosen, pour(base, self._classes[i].total).tolist(), strict=True))
+    def open(self, i: int, whole: bool) -> dict[int, float]:
+        """The share of each sender of class i: its quota, corrected by what it took too much before.
+
+        `whole`: the class cannot be divided, so that all of it is for the one who has least.
+        """
+        senders, quota, total = self._classes[i].senders, self._quotas[i], self._classes[i].total
+        base = np.array([self._expected[sender] for sender in senders]) - quota
+        if whole:
+            return {senders[int(base.argmin())]: float(total)}
+        chosen = np.flatnonzero(quota)  # whoever has no quota is not drawn in, which would make more messages
+        shares = pour(base[chosen], total)
+        return {senders[place]: share for place, share in zip(chosen.tolist(), shares.tolist(), strict=True)}
 
     def close(self, i: int, taken: Mapping[int, float]) -> None:
         """Book what the senders of class i have taken."""
         for sender, quota in zip(self._classes[i].senders, self._quotas[i].tolist(), strict=True):
-            self._surplus[sender] += taken.get(sender, 0.0) - quota
+            self._expected[sender] += taken.get(sender, 0.0) - quota
 
 
 def _relay(
@@ -175,7 +194,7 @@ def _relay(
     A relay sends each byte to all others of the group, so that parts are cut finer by that much.
     """
     others = len(group) - 1
-    for relay, taken in _cut(pieces, ledger.open(i), ledger, i, demands, max(1, grain // others), others):
+    for relay, taken in _cut(pieces, ledger, i, demands, max(1, grain // others), others):
         for other in group:
             if other != relay:
                 yield rows_of(taken.name, taken.box, relay, other, hop=1)
@@ -188,19 +207,11 @@ def _relay(
 
 
 def _cut(
-    pieces: Pieces,
-    shares: Mapping[int, float],
-    ledger: _Ledger,
-    i: int,
-    demands: Demands,
-    grain: int,
-    times: int = 1,
+    pieces: Pieces, ledger: _Ledger, i: int, demands: Demands, grain: int, times: int = 1
 ) -> Iterator[tuple[int, Pieces]]:
     """Cut the line of pieces at the senders' shares; each byte counts `times` for its sender."""
     sizes = demands.bytes(pieces)
-    if not shares:  # nothing but empty pieces
-        assert not sizes.any()
-        return
+    shares = ledger.open(i, whole=len(sizes) == 1 and int(sizes[0]) < 2 * grain)
     ends = np.cumsum(sizes)
     cuts = [0, *_positions(pieces, ends, list(shares.values()), demands, grain, times), int(ends[-1])]
     ledger.close(i, {sender: (b - a) * times for sender, a, b in zip(shares, cuts, cuts[1:], strict=False)})
@@ -247,17 +258,20 @@ def _positions(
 def _snap(place: float, low: int, high: int, box: Box, itemsize: int, grain: int) -> int:
     """The byte nearest to `place` where a piece of `high` bytes, cut at `low` before, may be cut.
 
-    That is at one of the two, or between them at whole rows where these have no more than `grain`
-    bytes, with `grain` bytes at least on either side.
+    That is at one of the two or, with `grain` bytes at least on either side, between them: at whole
+    rows of as many dims as can be, which have no more than `grain` bytes.
     """
-    unit = 1
+    units = [max(1, min(_ALIGNED, grain) // itemsize)]
+    row = 1
     for start, stop in reversed(box):
-        if unit * (stop - start) * itemsize > grain:
+        row *= stop - start
+        if row * itemsize > grain:
             break
-        unit *= stop - start
-    step = itemsize * (unit if unit > 1 else max(1, min(_ALIGNED, grain) // itemsize))
-    least, most = -(-(low + grain) // step) * step, (high - grain) // step * step
+        units.append(row)
     options = [low, high]
-    if least <= most:
-        options.append(min(max(round(place / step) * step, least), most))
+    for step in (unit * itemsize for unit in reversed(units)):
+        least, most = -(-(low + grain) // step) * step, (high - grain) // step * step
+        if least <= most:
+            options.append(min(max(round(place / step) * step, least), most))
+            break
     return min(options, key=lambda option: abs(option - place))
