@@ -13,6 +13,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
+MADE = {
+    "smollm2-135m-sums-reward": "experiments/ppo/reward_model.py trains it once, from checked answers; or set "
+    "reward_model to a reward model of yours",
+}
+"""Models that shipped graphs name and nobody publishes -> how to get them."""
+
+
 def cache_dir() -> Path:
     """The folder for models and cards: `REALFLOW_CACHE`, or `~/.cache/realflow`."""
     return Path(os.environ.get("REALFLOW_CACHE") or Path.home() / ".cache" / "realflow")
@@ -77,6 +84,8 @@ def _unknown(name: str) -> str:
 
     if name in KNOWN:
         return f"{name} is not in the cache ({models_dir()}); run: realflow models fetch {name}"
+    if name in MADE:
+        return f"{name} is not in the cache ({models_dir()}): {MADE[name]}"
     names = sorted({*KNOWN, *cached_models()})
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

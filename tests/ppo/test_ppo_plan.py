@@ -12,6 +12,7 @@ from ppo_tiny import ppo_graph
 
 from realflow.api import plan, read_plan
 from realflow.errors import InputError
+from realflow.graph import find_graph, load_graph
 from realflow.planfile import write_plan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "ppo.md"
@@ -42,6 +43,17 @@ def test_the_plan_of_the_docs(folder: Path) -> None:
     }
     write_plan(made, folder / "plan.yaml")
     assert read_plan(folder / "plan.yaml").calls == made.calls
+
+
+def test_a_missing_reward_model_is_told_with_how_to_get_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REALFLOW_CACHE", str(folder / "empty"))
+    name = load_graph(find_graph("ppo")).models["reward"].path
+    with pytest.raises(InputError, match=rf"models.reward.path: {name} is not in the cache.*experiments/ppo"):
+        plan("ppo", devices=1, overrides=[f"model={folder / 'actor'}"])
+    script = DOCS.parents[1] / "experiments" / "ppo" / "reward_model.py"
+    assert f'NAME = "{name}"' in script.read_text("utf-8")
 
 
 def test_a_layout_that_the_model_cannot_be_cut_for_is_refused(folder: Path) -> None:
