@@ -1,205 +1,245 @@
-"""One of four gloo ranks that run every check of `test_execute.py` in one launch.
+"""Eight gloo ranks that run every check of `test_execute.py` in one launch.
 
-Usage: python realloc_ranks.py RANK STORE_FILE some|every
+Usage: python realloc_ranks.py STORE_FILE COUNT (results: STORE_FILE.RANK.json)
+
+The schedules of COUNT cases are made once; the ranks are forks that have them already.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import sys
-from dataclasses import replace
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
+from itertools import product
+from pathlib import Path
 
+import exec_checks
 import torch
 import torch.distributed as dist
+from schedule_cases import LAYOUTS, NODES, RELATIONS, first_rank, masters, random_pair, weights
 
-from realflow.errors import RunError
-from realflow.layout import Box, cut, flat_boxes, full_box
+from realflow.layout import Box, Layout, box_size
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import Reallocation, execute
-from realflow.realloc.storage import Storage, local_shards
-from realflow.realloc.transfers import Tensors, TensorSpec, replicated, transfers
+from realflow.realloc.execute import Reallocation
+from realflow.realloc.storage import Storage, lengths
+from realflow.realloc.transfers import Schedule, Tensors, transfers
 
-WORLD = 4
-SHAPES = {"embed": (257, 48), "w": (64, 96), "deep": (6, 5, 40), "bias": (33,), "scale": (), "none": (0, 4)}
+WORLD = 8
+DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+STYLES = ("plain", "flat", "raw", "strided")
 
 
-def truth(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The whole tensor, equal on all ranks and different in every element."""
-    generator = torch.Generator().manual_seed(len(name) * 1000 + sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+@cache
+def truth(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The whole tensor: different in every element, and exact in bfloat16 so that casts are too."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator).bfloat16()
 
 
 def part_of(tensor: torch.Tensor, box: Box) -> torch.Tensor:
     return tensor[tuple(slice(start, stop) for start, stop in box)]
 
 
-def meshed(dp: int, tp: int, pp: int, ranks: list[int], itemsize: int, dim: int) -> dict[str, TensorSpec]:
-    """d x t x p: tensors are dealt to stages, and cut along `dim` (or the last) over t."""
-    specs = {}
-    for index, (name, shape) in enumerate(SHAPES.items()):
-        stage = index % pp
-        holders = []
-        for d in range(dp):
-            for t in range(tp):
-                box = list(full_box(shape))
-                if shape:
-                    chosen = min(dim, len(shape) - 1)
-                    box[chosen] = cut(shape[chosen], tp, t)
-                holders.append((ranks[(stage * dp + d) * tp + t], tuple(box)))
-        specs[name] = TensorSpec(shape, itemsize, tuple(holders))
-    return specs
+def storage(specs: Tensors, rank: int, filled: bool, style: str) -> dict[str, list[Storage]]:
+    """Storage for a rank's boxes, with the truth or -1 everywhere.
 
-
-def flat(ranks: list[int], itemsize: int) -> dict[str, TensorSpec]:
-    """Each tensor as a flat buffer in even shards: several boxes a rank."""
-    specs = {}
-    for name, shape in SHAPES.items():
-        size = truth(name, shape, torch.float32).numel()
-        holders = [
-            (rank, box)
-            for index, rank in enumerate(ranks)
-            for box in (flat_boxes(shape, *cut(size, len(ranks), index)) if shape else [()] * (index == 0))
-        ]
-        specs[name] = TensorSpec(shape, itemsize, tuple(holders))
-    return specs
-
-
-def storage(
-    specs: Tensors, rank: int, dtype: torch.dtype, filled: bool, strided: bool
-) -> dict[str, list[Storage]]:
-    """Storage for a rank's boxes: the truth, or -1 everywhere; strided storage lies transposed or in gaps."""
-    held: dict[str, list[Storage]] = {}
-    for name, spec in specs.items():
-        held[name] = []
-        for box in dict.fromkeys(box for holder, box in spec.holders if holder == rank):
-            value = part_of(truth(name, spec.shape, dtype), box)
-            if strided and value.dim() == 2:
-                room = torch.zeros(value.shape[1] + 2, value.shape[0] + 3, dtype=dtype)
-                tensor = room[1:-1, 3:].t()
-            else:
-                tensor = torch.empty_like(value)
-            tensor.copy_(value) if filled else tensor.fill_(-1)
-            held[name].append(Storage.of(box, tensor))
+    `flat`: all in one buffer; `raw`: in one buffer of bytes; `strided`: matrices transposed, in gaps.
+    """
+    boxes = [
+        (name, box, DTYPES[spec.itemsize])
+        for name, spec in specs.items()
+        for box in dict.fromkeys(box for holder, box in spec.holders if holder == rank)
+    ]
+    size = sum(box_size(box) * dtype.itemsize + 8 for _, box, dtype in boxes)
+    room = torch.zeros(size, dtype=torch.uint8)
+    held: dict[str, list[Storage]] = {name: [] for name in specs}
+    at = 0
+    for name, box, dtype in boxes:
+        shape = lengths(box)
+        strides = torch.empty(shape, device="meta").stride()
+        if style == "strided" and len(shape) == 2:
+            gaps = torch.zeros(shape[1] + 2, shape[0] + 3, dtype=dtype)
+            bound = Storage.of(box, gaps[1:-1, 3:].t())
+        elif style in ("flat", "raw"):
+            at += -at % dtype.itemsize
+            tensor = room if style == "raw" else room[: size // dtype.itemsize * dtype.itemsize].view(dtype)
+            bound = Storage(box, tensor, at // dtype.itemsize, strides, dtype)
+            at += box_size(box) * dtype.itemsize
+        else:
+            bound = Storage.of(box, torch.empty(shape, dtype=dtype))
+        bound.view().copy_(
+            part_of(truth(name, tuple(specs[name].shape)), box)
+        ) if filled else bound.view().fill_(-1)
+        held[name].append(bound)
     return held
 
 
-def equal(one: dict[str, list[Storage]], other: dict[str, list[Storage]]) -> bool:
+def equal(one: Mapping[str, list[Storage]], other: Mapping[str, list[Storage]]) -> bool:
     return all(
-        torch.equal(a.tensor, b.tensor) and a.box == b.box
+        torch.equal(a.view(), b.view()) and a.box == b.box
         for name in one
         for a, b in zip(one[name], other[name], strict=True)
     )
 
 
-def layouts(itemsize: int) -> dict[str, Tensors]:
-    found: dict[str, Tensors] = {
-        "d4": replicated(SHAPES, itemsize, range(4)),
-        "d1@2": replicated(SHAPES, itemsize, [2]),
-        "d2@0,1": replicated(SHAPES, itemsize, [0, 1]),
-        "t4": meshed(1, 4, 1, [0, 1, 2, 3], itemsize, 0),
-        "t3@3,1,0": meshed(1, 3, 1, [3, 1, 0], itemsize, 1),
-        "d2t2": meshed(2, 2, 1, [0, 1, 2, 3], itemsize, 1),
-        "t2p2": meshed(1, 2, 2, [3, 2, 1, 0], itemsize, 0),
-        "p2@2,3": meshed(1, 1, 2, [2, 3], itemsize, 0),
-        "flat4": flat([0, 1, 2, 3], itemsize),
-    }
+@dataclass(frozen=True)
+class Case:
+    """A pair of layouts, both schedules between them, and how the storage lies."""
+
+    what: str
+    src: Tensors
+    dst: Tensors
+    there: Schedule
+    back: Schedule
+    bucket: int
+    alone: int
+    styles: tuple[str, str]
+
+
+def case(what: str, src: Tensors, dst: Tensors, nodes: dict[int, str] | None, draw: random.Random) -> Case:
+    split = draw.choice([64, 4096, 1 << 16])
+    there, back = (transfers(a, b, nodes, min_split_bytes=split) for a, b in ((src, dst), (dst, src)))
+    return Case(
+        what,
+        src,
+        dst,
+        there,
+        back,
+        bucket=draw.choice([4096, 65536, 1 << 20]),
+        alone=draw.choice([256, 2048, 1 << 20]),
+        styles=(draw.choice(STYLES), draw.choice(STYLES)),
+    )
+
+
+def strata() -> dict[tuple[str, str], list[tuple[Layout, Layout]]]:
+    """All pairs of layouts on the ranks there are, by relation of the ranks and by what changes."""
+    found: dict[tuple[str, str], list[tuple[Layout, Layout]]] = {}
+    for relation, (one, other) in product(RELATIONS, product(LAYOUTS, LAYOUTS)):
+        if max(one.size, first_rank(relation, one, other) + other.size) <= WORLD:
+            changed = "".join(
+                axis for axis in ("dp", "tp", "pp") if getattr(one, axis) != getattr(other, axis)
+            )
+            found.setdefault((relation, changed), []).append((one, other))
     return found
 
 
-def check_pair(
-    src: Tensors, dst: Tensors, rank: int, dtype: torch.dtype, buckets: Buckets, strided: bool
-) -> int:
-    """A -> B -> A: B equals the truth, and a fresh A equals the first one."""
-    there, back = transfers(src, dst, min_split_bytes=64), transfers(dst, src, min_split_bytes=64)
-    first = storage(src, rank, dtype, filled=True, strided=False)
-    middle = storage(dst, rank, dtype, filled=False, strided=strided)
-    last = storage(src, rank, dtype, filled=False, strided=strided)
-    forth = Reallocation(there.part(rank), rank, None, first, middle, buckets)
+def cases(count: int) -> Iterator[Case]:
+    """`count` cases, in turn from every stratum and of every kind."""
+    draw = random.Random(3)
+    groups = strata()
+    order = sorted(groups)
+    for index in range(count):
+        relation, changed = order[index % len(order)]
+        one, other = draw.choice(groups[relation, changed])
+        kind = ("weights", "weights on two nodes", "masters to weights", "masters")[index // 2 % 4]
+        first = first_rank(relation, one, other)
+        src = masters(one) if "masters" in kind else weights(one)
+        dst = masters(other, first) if kind == "masters" else weights(other, first)
+        nodes = NODES if "nodes" in kind else None
+        yield case(f"{kind} {one} -> {other}, {relation} ranks", src, dst, nodes, draw)
+
+
+def random_cases(count: int) -> Iterator[Case]:
+    """Ragged, overlapping and many boxes, on several nodes, with casts. Back again only where the first
+    layout is one that can be a destination: a rank may hold an element of a source twice."""
+    draw = random.Random(4)
+    while count:
+        src, dst, nodes = random_pair(draw)
+        ranks = {rank for specs in (src, dst) for spec in specs.values() for rank, _ in spec.holders}
+        if not ranks or max(ranks) >= WORLD:
+            continue
+        there = transfers(src, dst, nodes, min_split_bytes=16)
+        yield Case("random", src, dst, there, there, 4096, 64, (draw.choice(STYLES), draw.choice(STYLES)))
+        count -= 1
+
+
+def wires(src: Tensors, dst: Tensors) -> dict[str, torch.dtype]:
+    return {name: DTYPES[min(src[name].itemsize, dst[name].itemsize)] for name in dst}
+
+
+def check_case(chosen: Case, rank: int) -> None:
+    """A -> B -> A: B equals the truth, a fresh A equals the first one, and no byte too many was sent."""
+    first = storage(chosen.src, rank, filled=True, style=chosen.styles[0])
+    middle = storage(chosen.dst, rank, filled=False, style=chosen.styles[1])
+    buckets = Buckets(chosen.bucket, alone_bytes=chosen.alone)
+    wire = wires(chosen.src, chosen.dst)
+    forth = Reallocation(chosen.there.part(rank), rank, None, first, middle, buckets, wire)
     moved = forth.run()
+    assert equal(middle, storage(chosen.dst, rank, filled=True, style="plain")), "the destination differs"
     forth.verify()
-    assert equal(middle, storage(dst, rank, dtype, filled=True, strided=False)), "destination differs"
     total = torch.tensor([moved.sent_bytes, moved.received_bytes])
     dist.all_reduce(total)
-    assert total.tolist() == [there.lower_bound_bytes] * 2, (total, there.lower_bound_bytes)
-    execute(back.part(rank), rank, None, middle, last, buckets)
-    assert equal(first, last), "A -> B -> A is not the identity"
-    return there.bytes
+    assert total.tolist() == [chosen.there.bytes] * 2, (total, chosen.there.bytes)
+    assert buckets.held_bytes <= 2 * chosen.bucket
+    if chosen.back is not chosen.there:
+        assert chosen.there.bytes == chosen.there.lower_bound_bytes or "nodes" in chosen.what
+        last = storage(chosen.src, rank, filled=False, style=chosen.styles[0])
+        back = Reallocation(chosen.back.part(rank), rank, None, middle, last, buckets, wire)
+        back.run()
+        assert equal(first, last), "A -> B -> A is not the identity"
 
 
 def check_drop(rank: int) -> list[str]:
-    """Without one transfer (on both ends, so nothing hangs) both checks fail at its destination."""
-    src, dst = layouts(4)["d2@0,1"], layouts(4)["t4"]
+    """The control: without one transfer (on both ends, so nothing hangs) both checks fail at its end."""
+    src, dst = weights(Layout(2, 1, 1)), weights(Layout(1, 4, 1))
     whole = transfers(src, dst)
-    held = storage(src, rank, torch.float32, filled=True, strided=False)
-    write = storage(dst, rank, torch.float32, filled=False, strided=False)
     dropped = whole.transfers[0]
-    less = replace(whole, transfers=whole.transfers[1:])
-    execute(less.part(rank), rank, None, held, write)
+    less = replace(whole, transfers=tuple(whole.transfers)[1:])
+    first, middle = storage(src, rank, True, "plain"), storage(dst, rank, False, "plain")
+    Reallocation(less.part(rank), rank, None, first, middle).run()
     noticed = []
-    if not equal(write, storage(dst, rank, torch.float32, filled=True, strided=False)):
+    if not equal(middle, storage(dst, rank, filled=True, style="plain")):
         noticed.append("equal")
-    try:
-        Reallocation(whole.part(rank), rank, None, held, write).verify()
-    except RunError as error:
-        assert dropped.name in str(error) and f"rank {dropped.source}" in str(error), error
-        noticed.append("verify")
+    task = Reallocation(whole.part(rank), rank, None, first, middle)
+    noticed += exec_checks.differs(task, dropped.name, dropped.source, dropped.destination)
     assert bool(noticed) == (rank == dropped.destination), noticed
     return noticed
 
 
-def check_shared(rank: int) -> None:
-    """Where both layouts are bound to one storage nothing is copied, and only what lacks is written."""
-    src, dst = replicated(SHAPES, 4, [2]), replicated(SHAPES, 4, range(4))
-    tensors = {
-        name: truth(name, shape, torch.float32) if rank == 2 else torch.full(shape, -1.0)
-        for name, shape in SHAPES.items()
-    }
-    part = transfers(src, dst).part(rank)
-    read, write = local_shards(src, rank, tensors), local_shards(dst, rank, tensors)
-    execute(part, rank, None, read, write)
-    assert all(torch.equal(tensors[n], truth(n, s, torch.float32)) for n, s in SHAPES.items())
-
-
-def check_subgroup(rank: int) -> None:
-    """A schedule names global ranks, also where the group has only some of them."""
-    group = dist.new_group([1, 3])
-    src, dst = replicated(SHAPES, 4, [3]), replicated(SHAPES, 4, [1])
-    if rank in (1, 3):
-        part = transfers(src, dst).part(rank)
-        read = storage(src, rank, torch.float32, filled=True, strided=False)
-        write = storage(dst, rank, torch.float32, filled=False, strided=False)
-        task = Reallocation(part, rank, group, read, write)
-        moved = task.run()
-        assert moved.received_bytes == (part.bytes if rank == 1 else 0)
-        checked = task.verify()
-        assert checked == (len(part.transfers) if rank == 1 else 0)
-        assert equal(write, storage(dst, rank, torch.float32, filled=True, strided=False))
+def run(rank: int, store: str, chosen: list[Case]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=120),
+    )
+    for one in chosen:
+        try:
+            check_case(one, rank)
+        except Exception as error:
+            raise AssertionError(f"rank {rank}: {one.what} ({one.styles}): {error}") from error
+    noticed = check_drop(rank)
+    done = exec_checks.run_all(rank)
+    dist.barrier()
+    dist.destroy_process_group()
+    relayed = sum(any(t.hop for t in one.there.transfers) for one in chosen)
+    result = {"rank": rank, "noticed": noticed, "done": done, "relayed": relayed, "cases": len(chosen)}
+    Path(f"{store}.{rank}.json").write_text(json.dumps(result))
 
 
 def main() -> None:
-    rank = int(sys.argv[1])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=WORLD)
-    choose = random.Random(1)
-    names = list(layouts(4))
-    pairs = [
-        (torch.float32, src, dst)
-        for i, src in enumerate(names)
-        for j, dst in enumerate(names)
-        if sys.argv[3] == "every" or (j - i) % len(names) in (0, 1, 4)
-    ]
-    pairs += [(torch.bfloat16, src, dst) for src in layouts(2) for dst in choose.sample(list(layouts(2)), 2)]
-    for dtype, src, dst in pairs:
-        held = layouts(dtype.itemsize)
-        buckets = Buckets(choose.choice([8192, 65536, 1 << 20]))
-        check_pair(held[src], held[dst], rank, dtype, buckets, strided=choose.random() < 0.5)
-    noticed = check_drop(rank)
-    check_shared(rank)
-    check_subgroup(rank)
-    dist.barrier()
-    dist.destroy_process_group()
-    print(json.dumps({"rank": rank, "pairs": len(pairs), "noticed": noticed}))
+    count = int(sys.argv[2])
+    chosen = [*cases(count), *random_cases(count // 8)]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run, args=(rank, sys.argv[1], chosen), daemon=True) for rank in range(WORLD)]
+    for process in ranks:
+        process.start()
+    try:
+        for process in ranks:
+            process.join()
+            if process.exitcode:
+                sys.exit(f"a rank failed with {process.exitcode}")
+    finally:
+        for process in ranks:
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -20,33 +20,33 @@ from realflow.realloc.transfers import TensorSpec, replicated, transfers
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    ("pairs", "count"),
-    [("some", 9 * 3 + 9 * 2), pytest.param("every", 9 * 9 + 9 * 2, marks=pytest.mark.full)],
-)
-def test_four_ranks_bit_equal_there_and_back(tmp_path: Path, pairs: str, count: int) -> None:
+@pytest.mark.parametrize("count", [48, pytest.param(240, marks=pytest.mark.full)])
+def test_eight_ranks_bit_equal_there_and_back(tmp_path: Path, count: int) -> None:
+    """Pairs of layouts of every kind, and the checks of `exec_checks`, with the controls."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = str(Path(__file__).with_name("realloc_ranks.py"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path / "store"), pairs],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for rank in range(4)
-    ]
+    process = subprocess.Popen(
+        [sys.executable, script, str(tmp_path / "store"), str(count)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+        output = process.communicate(timeout=280)[0]
     finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0] * 4, "\n".join(outputs)
-    results = [json.loads(output.splitlines()[-1]) for output in outputs]
-    assert {result["pairs"] for result in results} == {count}
-    # The control: one dropped transfer, noticed by both checks and by one rank only.
-    assert sorted(result["noticed"] for result in results) == [[], [], [], ["equal", "verify"]]
+        process.kill()
+    assert process.returncode == 0, output
+    results = {rank: json.loads((tmp_path / f"store.{rank}.json").read_text()) for rank in range(8)}
+    assert {result["cases"] for result in results.values()} == {count + count // 8}
+    assert min(result["relayed"] for result in results.values()) >= count // 16
+    # The controls: each noticed by one rank only, in every way that there is.
+    assert [r["noticed"] for r in results.values() if r["noticed"]] == [["equal", "verify"]]
+    for name, noticed in (
+        ("check_corrupted_byte", {3: ["verify"]}),
+        ("check_disagreement", {1: ["disagreement"] * 2}),
+    ):
+        assert {rank: r["done"][name] for rank, r in results.items() if r["done"][name]} == noticed
 
 
 def test_storage_that_does_not_fit_is_refused_before_anything_is_sent() -> None:
