@@ -11,6 +11,7 @@ from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
 from realflow.graph.filekinds import refuse_other
+from realflow.graph.follows import check_follows
 from realflow.graph.heads import check_heads
 from realflow.graph.params import apply_params, escape
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
@@ -104,6 +105,7 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
     if complete:
         check_models(models, wiring.calls, data, report)
         check_heads(models, wiring.calls, report)
+        check_follows(models, wiring.calls, report)
         if data_section.sound:
             prompts, samples = check_sizes(wiring.calls, data, report)
     if here and folder is not None:
@@ -172,6 +174,10 @@ def _changed(value: Any, default: Any, *names: str) -> dict[str, Any]:
 def _model_mapping(model: ModelSpec) -> dict[str, Any]:
     result: dict[str, Any] = {"path": model.path, "dtype": model.dtype}
     result |= _changed(model, ModelSpec("", ""), "head")
+    if model.follows is not None:
+        result["follows"] = {"model": model.follows.model, "decay": model.follows.decay}
+        if model.follows.every != 1:
+            result["follows"]["every"] = f"{model.follows.every} steps"
     if model.optimizer is not None:
         spec = model.optimizer
         changed = _changed(

@@ -12,6 +12,7 @@ from realflow.graph.schema import (
     FILE_NAME,
     FLAG,
     PLAIN,
+    STEPS,
     TEXT,
     Kind,
     Section,
@@ -24,7 +25,7 @@ from realflow.graph.schema import (
     read_element,
     whole,
 )
-from realflow.graph.types import DataSpec, ModelSpec, OptimizerSpec
+from realflow.graph.types import DataSpec, Follow, ModelSpec, OptimizerSpec
 
 DTYPES = ("bfloat16", "float32", "float64")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -51,11 +52,22 @@ def read_models(section: Section) -> dict[str, ModelSpec]:
             dtype=model.take("dtype", one_of(*DTYPES), "bfloat16"),
             optimizer=_read_optimizer(model.section("optimizer")) if "optimizer" in model else None,
             head=model.take("head", one_of(*INFER_OUTPUTS), "lm"),
+            follows=_read_follow(model.section("follows")) if "follows" in model else None,
         )
-        model.close(("path", "dtype", "head", "optimizer"))
+        model.close(("path", "dtype", "head", "optimizer", "follows"))
     if section.sound and not section.items:
         section.problem("is empty; expected at least one model")
     return models
+
+
+def _read_follow(section: Section) -> Follow:
+    follow = Follow(
+        model=section.need("model", TEXT, ""),
+        decay=section.need("decay", number("a number above 0 and below 1", above=0, below=1), 0.5),
+        every=section.take("every", STEPS, 1),
+    )
+    section.close(("model", "decay", "every"))
+    return follow
 
 
 def _read_optimizer(section: Section) -> OptimizerSpec:

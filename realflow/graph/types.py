@@ -104,6 +104,16 @@ class OptimizerSpec:
 
 
 @dataclass(frozen=True)
+class Follow:
+    """Weights that follow those of a trained model, `model`: at the end of every `every`-th step each
+    becomes `decay` times itself plus 1 - `decay` times the other's."""
+
+    model: str
+    decay: float
+    every: int = 1
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model of the graph. `dtype` is that of the compute weights; masters are float32 (float64
     where `dtype` is float64). `head` is `lm`, or `value` and `reward`: one number a token."""
@@ -113,6 +123,7 @@ class ModelSpec:
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     optimizer: OptimizerSpec | None = None
     head: Head = "lm"
+    follows: Follow | None = None
 
 
 @dataclass(frozen=True)

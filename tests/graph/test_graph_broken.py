@@ -49,7 +49,17 @@ steps: 10
 """
 
 # (what to replace in GOOD, with what, a part of the message, its line)
+REF = "  ref:\n    path: some-model\n"
+FOLLOW = REF + "    follows: "
 BROKEN = [
+    # models that follow another one
+    (REF, FOLLOW + "actor\n", "", 9),
+    (REF, FOLLOW + "{model: actor}\n", "'decay' is missing", 9),
+    (REF, FOLLOW + "{model: actor, decay: 1}\n", "expected a number above 0 and below 1", 9),
+    (REF, FOLLOW + "{model: actr, decay: 0.9}\n", "unknown model 'actr'; did you mean 'actor'?", 9),
+    (REF, FOLLOW + "{model: ref, decay: 0.9}\n", "'ref' cannot follow itself", 9),
+    (REF, "    follows: {model: ref, decay: 0.9}\n" + REF, "call train trains 'actor'; a model is trained or follows", 7),
+    (REF, FOLLOW + "{model: other, decay: 0.9}\n  other:\n    path: some-model\n", "no call trains 'other'", 9),
     # keys and names
     ("task: chain_sum", "task: chain_sums", "unknown reasoning-gym task 'chain_sums'; did you mean 'chain_sum'?", 11),
     ("task: chain_sum", "task: chain_sum\n  options: {min_term: 2}", "has no option 'min_term'; did you mean 'min_terms'?", 12),

@@ -1,0 +1,67 @@
+"""A model that follows a trained one: read, checked, and written again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from realflow.errors import InputError
+from realflow.graph import graph_to_mapping, load_graph
+from realflow.graph.types import Follow
+
+
+def mapping(follows: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    ref: dict[str, Any] = {"path": "some-model", **more.get("ref", {})}
+    if follows is not None:
+        ref["follows"] = follows
+    return {
+        "name": "following",
+        "models": {"actor": {"path": "some-model", "optimizer": {"lr": 1e-5}}, "ref": ref},
+        "data": {
+            "source": "reasoning_gym",
+            "task": "chain_sum",
+            "fields": {"prompt": "question", "answer": "answer"},
+        },
+        "calls": {
+            "rollout": {
+                "model": "actor",
+                "op": "generate",
+                "batch": "8 prompts",
+                "samples": 4,
+                "max_new_tokens": 4,
+            },
+            "reward": {"op": "function", "use": "rewards.last_number"},
+            "ref": {"model": "ref", "op": "infer", **more.get("call", {"use": "logprobs"})},
+            "credit": {"op": "function", "use": "advantages.grpo"},
+            "train": {"model": "actor", "op": "train", "use": "losses.ppo_clip", **more.get("train", {})},
+        },
+        "steps": 4,
+    }
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, 1), ("3 steps", 3)])
+def test_a_model_that_follows_is_read_and_written_again(every: str | None, steps: int) -> None:
+    follows = {"model": "actor", "decay": 0.99} | ({"every": every} if every else {})
+    renamed = {"use": "logprobs", "writes": {"logprobs": "ref_logprobs"}}
+    graph = load_graph(mapping(follows, call=renamed))
+    assert graph.models["ref"].follows == Follow("actor", 0.99, steps)
+    assert load_graph(graph_to_mapping(graph)) == graph
+    assert load_graph(mapping(None, call=renamed)).models["ref"].follows is None
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            {"ref": {"head": "value"}, "call": {"use": "values"}},
+            "'actor' has 'head: lm' and 'ref' 'head: value'",
+        ),
+        ({"train": {"every": "2 steps"}}, "found 3 steps, but 'actor' is trained every 2 steps"),
+    ],
+)
+def test_what_cannot_follow_is_refused(more: dict[str, Any], told: str) -> None:
+    more = {"call": {"use": "logprobs", "writes": {"logprobs": "ref_logprobs"}}, **more}
+    with pytest.raises(InputError) as error:
+        load_graph(mapping({"model": "actor", "decay": 0.9, "every": "3 steps"}, **more))
+    assert told in str(error.value)
