@@ -83,9 +83,9 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                     FieldUse("logprobs", "logprobs", "token", "float", optional=True),
                     FieldUse("ref_logprobs", "ref_logprobs", "token", "float", optional=True),
                 ),
-                (
-                    FieldUse("advantages", "advantages", "token", "float"),
+                (  # returns first: a NaN, which whitening spreads over the batch, is told of its own sample
                     FieldUse("returns", "returns", "token", "float"),
+                    FieldUse("advantages", "advantages", "token", "float"),
                 ),
                 scope="batch",
                 options={"gamma": 1.0, "lam": 0.95, "kl_coef": 0.0, "kl": "k1", "whiten": True},

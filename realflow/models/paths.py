@@ -14,8 +14,8 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 MADE = {
-    "smollm2-135m-sums-reward": "experiments/ppo/reward_model.py trains it once, from checked answers; or set "
-    "reward_model to a reward model of yours",
+    "smollm2-135m-sums-reward": "experiments/ppo/reward_model.py trains it once, from checked answers; or "
+    "set reward_model to a reward model of yours",
 }
 """Models that shipped graphs name and nobody publishes -> how to get them."""
 
