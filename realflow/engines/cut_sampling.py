@@ -40,9 +40,9 @@ class Cut:
         """The cut over the ranks of a tensor axis."""
 
         def gather(mine: torch.Tensor) -> torch.Tensor:
-            every = mine.new_empty(axis.size, *mine.shape)
-            dist.all_gather_single(every, mine.contiguous(), group=axis.group)
-            return every
+            every = mine.new_empty(axis.size * mine.numel())
+            dist.all_gather_single(every, mine.reshape(-1), group=axis.group)
+            return every.view(axis.size, *mine.shape)
 
         return cls(start, axis.index, gather)
 

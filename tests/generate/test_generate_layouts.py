@@ -1,0 +1,148 @@
+"""Generation under every layout: the same tokens as on one rank, in float64, and bit-equal on all ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from layout_ranks import AGE, FAMILIES, Case, engine_of, found_by, generate, launch, prompts, stored
+
+from realflow.layout import Layout
+from realflow.models.causal import load_model
+from realflow.models.place import Place
+
+FEW = [
+    Case("llama", "t2"),
+    Case("llama", "t2", "restricted"),
+    Case("llama", "t3", "greedy"),
+    Case("llama", "p2", slots=6),
+    Case("llama", "p2", "restricted", slots=1),
+    Case("llama", "p4", slots=9),
+    Case("llama", "t2p2", "restricted", slots=4),
+    Case("llama", "d2t2"),
+    Case("qwen2", "t4", "restricted"),
+    Case("qwen2", "p3", "greedy"),
+    Case("qwen3", "t2p2"),
+    Case("qwen3", "d2p2", "restricted"),
+    Case("qwen3", "t2", modules=True),
+    Case("mistral", "t2p2", slots=14),
+    Case("mistral", "t3", "restricted"),
+    Case("gemma3", "t2p2", "restricted"),
+    Case("gemma3", "t3"),
+    Case("gemma3", "p2", slots=3),
+    Case("llama", "d4"),
+]
+REPLACED = [Case("llama", layout, what="version", slots=14) for layout in ("t2", "p2", "t2p2")]
+ARRIVING = [Case("llama", layout, what="arrivals", slots=4) for layout in ("t2", "p2", "t2p2", "d2t2")]
+ABORTED = [Case("llama", layout, what="abort", slots=8) for layout in ("t2", "t2p2")]
+WRONG = [Case("llama", "t2", mistake="shard"), Case("llama", "p2", mistake="stage")]
+
+LAYOUTS = [
+    f"d{d}t{t}p{p}" for d in (1, 2, 4, 8) for t in (1, 2, 3, 4, 6) for p in (1, 2, 3, 4) if 1 < d * t * p <= 8
+]
+EVERY = [
+    Case(family, layout, sampling, slots=3 + (index + row) % 6)
+    for row, family in enumerate(FAMILIES)
+    for index, layout in enumerate(LAYOUTS)
+    for sampling in [("plain", "restricted", "greedy")[(index + row) % 3]]
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("few"), [*FEW, *REPLACED, *ARRIVING, *ABORTED, *WRONG], 4)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    return launch(tmp_path_factory.mktemp("every"), EVERY, 8)
+
+
+def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
+    """What one rank draws."""
+    models = [load_model(folder / f"{case.family}-{which}", dtype="float64") for which in ("first", "second")]
+    return stored(generate(*models, Case(case.family, "d1", case.sampling), Place.alone()))
+
+
+def check(folder: Path, case: Case) -> None:
+    expected = alone(folder, case)
+    assert len({tuple(t.tolist()) for name, t in expected.items() if name.endswith("tokens")}) > 10
+    layout = Layout.parse(case.layout)
+    found = found_by(folder, case)
+    whole: dict[str, torch.Tensor] = {}
+    for rank, one in enumerate(found):
+        dp = rank // layout.tp % layout.dp
+        first = found[dp * layout.tp]
+        assert one.keys() == first.keys()
+        assert all(torch.equal(one[name], first[name]) for name in one)  # bit for bit in a replica
+        whole |= one
+    assert whole.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if name.endswith("logprobs"):
+            torch.testing.assert_close(whole[name], tensor, atol=1e-9, rtol=0)
+        else:
+            assert torch.equal(whole[name], tensor), name
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
+def test_layouts_draw_the_tokens_of_one_rank(folder: Path, case: Case) -> None:
+    check(folder, case)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_every_family_generates_under_every_layout(everything: Path, case: Case) -> None:
+    check(everything, case)
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.name)
+def test_a_wrong_rank_changes_tokens_or_logprobs(folder: Path, case: Case) -> None:
+    """The controls."""
+    with pytest.raises(AssertionError):
+        check(folder, case)
+
+
+@pytest.mark.parametrize("case", ARRIVING, ids=lambda case: case.name)
+def test_feeds_that_arrive_at_different_times(folder: Path, case: Case) -> None:
+    check(folder, case)
+
+
+@pytest.mark.parametrize("case", ABORTED, ids=lambda case: case.name)
+def test_aborted_samples_leave_the_others_alone(folder: Path, case: Case) -> None:
+    expected = alone(folder, case)
+    found = found_by(folder, case)
+    gone = {str(prompts()[0].sample_ids[1]), str(prompts()[-1].sample_ids[0])}
+    for one in found:
+        assert all(torch.equal(one[name], found[0][name]) for name in found[0])
+        for name, tensor in expected.items():
+            sample, _, field = name.partition("/")
+            if sample not in gone:
+                assert field == "logprobs" or torch.equal(one[name], tensor)
+            else:
+                assert len(one[name]) <= len(tensor)
+
+
+@pytest.mark.parametrize("case", REPLACED, ids=lambda case: case.name)
+def test_weights_replaced_between_two_steps(folder: Path, case: Case) -> None:
+    """All ranks change over at the same token; with two stages a group has made half of the steps."""
+    models = [load_model(folder / f"{case.family}-{which}", dtype="float64") for which in ("first", "second")]
+    engine = engine_of(models[0], case)
+    mine = prompts()
+    engine.feed(mine[:2])
+    steps = AGE // Layout.parse(case.layout).pp
+    done = {f.sample_id: f for _ in range(steps) for f in engine.step()}
+    models[0].flat.storage.copy_(models[1].flat.storage)
+    engine.set_version(3)
+    engine.feed(mine[2:])
+    while engine.busy:
+        done |= {f.sample_id: f for f in engine.step()}
+    expected, found = stored(done), found_by(folder, case)
+    mixed = [t.unique().tolist() for name, t in expected.items() if name.endswith("versions")]
+    assert [-1, 0, 3] in mixed
+    assert [-1, 3] in mixed
+    for one in found:
+        for name, tensor in expected.items():
+            assert torch.equal(one[name], found[0][name])
+            assert name.endswith("logprobs") or torch.equal(one[name], tensor), name
