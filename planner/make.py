@@ -11,7 +11,8 @@ from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.models.card import Card
-from realflow.models.layouts import layout_problems
+from realflow.models.layouts import accepted, layout_problems, refusals
+from realflow.models.partition import with_head
 from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, idle_ranks
 from realflow.planfile.check import ENGINES_OF, rule_problems
 from realflow.planfile.holdings import held_by, planned_edges, put_away, users
@@ -65,7 +66,8 @@ def make_plan(
         reallocs=_reallocs(bare, cards),
         memory=rank_memory(graph, calls, cards, cluster, assume or Assumptions()),
     )
-    plan = replace(plan, notes=(*_notes(plan), *_length_notes(graph, cards)))
+    fits = _fitting(plan, cards, assume or Assumptions()) if overfull(plan) else None
+    plan = replace(plan, notes=(*_notes(plan, fits), *_length_notes(graph, cards)))
     check_plan(plan)
     return plan
 
@@ -145,7 +147,33 @@ def choose_slots(graph: Graph, call: Call, layout: Layout) -> int:
     return min(MAX_SLOTS, -(-graph.prompts // layout.dp) * graph.samples)
 
 
-def _notes(plan: Plan) -> list[str]:
+def _fitting(plan: Plan, cards: Mapping[str, Card], assume: Assumptions) -> Layout | None:
+    """A layout of all devices, the same for every call of a model, that is expected to fit: the one most
+    like data parallelism. None where there is none."""
+    world = plan.world_size
+    models = [with_head(cards[name], spec.head) for name, spec in plan.graph.models.items()]
+    for layout in accepted(models[0], world) if models else ():
+        if any(refusals(card, layout) for card in models[1:]):
+            continue
+        calls = {
+            call.name: plan.calls[call.name]
+            if call.op == "function"
+            else CallPlan(
+                tuple(range(world)),
+                layout,
+                plan.calls[call.name].engine,
+                plan.calls[call.name].micro_batch_tokens,
+                _slots(plan.graph, call, layout, None),
+            )
+            for call in plan.graph.calls
+        }
+        memory = rank_memory(plan.graph, calls, cards, plan.cluster, assume)
+        if not overfull(replace(plan, calls=calls, memory=memory)):
+            return layout
+    return None
+
+
+def _notes(plan: Plan, fits: Layout | None) -> list[str]:
     notes = ["Layouts are as given, not searched; seconds are not estimated. Memory is estimated from cards."]
     idle = idle_ranks(plan)
     if idle:
@@ -159,6 +187,8 @@ def _notes(plan: Plan) -> list[str]:
             f"{total / 2**30:.1f} GiB of {'their' if many else 'its'} {limit / 2**30:.3g} GiB, most of it "
             f"{cause} ({size / 2**30:.1f} GiB)."
         )
+    if fits is not None:
+        notes.append(f"Memory: {fits} for all calls is expected to fit.")
     return notes
 
 

@@ -65,6 +65,13 @@ class Part:
         return stop - start
 
     @property
+    def cached_heads(self) -> int:
+        """Key and value heads that generation caches: those that the rank's query heads use."""
+        start, stop = self.cut.query_heads(self.holding.tp)
+        group = self.card.heads // self.card.kv_heads
+        return -(-stop // group) - start // group
+
+    @property
     def intermediate(self) -> int:
         """Columns of the MLP on the tensor rank."""
         start, stop = cut(self.card.intermediate, self.holding.parts, self.holding.tp)
@@ -113,7 +120,7 @@ def kv_bytes(part: Part, call: Call, slots: int, prompt_tokens: int) -> int:
     """Bytes of a generate call's KV cache: keys and values of every slot at its full length, in the
     layers and heads of this part."""
     length = sequence_tokens(part.card, call, prompt_tokens)
-    return 2 * part.layers * part.kv_heads * part.card.head_dim * part.itemsize * slots * length
+    return 2 * part.layers * part.cached_heads * part.card.head_dim * part.itemsize * slots * length
 
 
 def sequence_tokens(card: Card, call: Call, prompt_tokens: int) -> int:

@@ -424,6 +424,9 @@ def test_checking_and_planning_import_no_torch() -> None:
         "graphs",
         "plan grpo --devices 2 -o p.yaml",
         "explain p.yaml",
+        "plan grpo model=small-llama --devices 4 --layout d2t2 --layout train=t2p2:recompute -o cut.yaml",
+        "explain cut.yaml",
+        "explain cut.yaml --realloc",
         "models",
     ]
     done = subprocess.run(

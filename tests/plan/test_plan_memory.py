@@ -188,13 +188,19 @@ def test_buckets_are_where_weights_move() -> None:
     assert "buckets" not in plan_of(WIDE, 2, graph=SHORT).memory[0]
 
 
-def test_a_plan_that_does_not_fit_names_the_cause() -> None:
-    cluster = Cluster((Node("local", 2, "cuda", GIB),))
-    plan = make_plan(SHORT, cluster, {"*": "d2"}, dict.fromkeys(SHORT.models, WIDE))
-    assert list(overfull(plan).values()) == [[0, 1]]
-    (note,) = (note for note in plan.notes if note.startswith("Memory: "))
-    assert "most of it process (0.6 GiB)" in note or "most of it optimizer" in note
-    assert "Memory:" not in " ".join(plan_of(WIDE, 2, graph=SHORT).notes)
+def test_a_plan_that_does_not_fit_names_the_cause_and_what_would_fit() -> None:
+    def notes(gib: float) -> list[str]:
+        cluster = Cluster((Node("local", 2, "cuda", int(gib * GIB)),))
+        plan = make_plan(SHORT, cluster, {"*": "d2"}, dict.fromkeys(SHORT.models, WIDE))
+        assert list(overfull(plan).values()) == ([[0, 1]] if gib < 2 else [])
+        return [note for note in plan.notes if note.startswith("Memory: ")]
+
+    first, second = notes(1.25)
+    assert first.startswith("Memory: ranks 0-1 are expected to need 1.5 GiB of their 1.25 GiB, most of it ")
+    assert first.endswith("process (0.6 GiB).")
+    assert second == "Memory: d1t2p1 for all calls is expected to fit."
+    assert len(notes(0.6)) == 1, "nothing fits"
+    assert notes(8) == []
 
 
 @pytest.mark.parametrize(("layout", "tied"), [("d2", True), ("t2", True), ("p2", True), ("t2p2", False)])
