@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,15 @@ def test_a_gpu_gives_the_bits_of_the_cpu(made: Made) -> None:
     assert same(there.cpu(), expected)
     assert checksums(there, (0, 3, len(there))) == checksums(expected, (0, 3, len(expected)))
     assert checksum(expected) == checksums(there, (0, len(there)))[0]
+
+
+@pytest.mark.full
+def test_packing_reaches_the_bandwidth_of_memcpy() -> None:
+    """At least 0.7 of it for every split, in one process with one thread."""
+    script = ROOT / "experiments" / "kernels" / "bench.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = ["--require", "0.7", "--no-record"]
+    ran = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
