@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, repeat
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from realflow.errors import InputError
 from realflow.layout import Box, box_size
 
 Ints = npt.NDArray[np.int64]
+One = TypeVar("One", str, int)
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,12 @@ class Schedule:
         return dict(sent)
 
     def part(self, rank: int) -> Schedule:
-        """What one rank needs to know to do its share. The totals stay those of the whole."""
+        """What one rank needs to know to do its share. The bounds stay those of the whole; `node_bytes` is
+        left out, which would outweigh the rest."""
         rows = self.moves.rows
         mine = self.moves.take(np.flatnonzero((rows.source == rank) | (rows.destination == rank)))
         kept = self.local.take(np.flatnonzero(self.local.rows.source == rank))
-        used = np.unique(np.concatenate([mine.rows.name]))
-        names = {mine.names[i] for i in used.tolist()}
+        names = {mine.names[i] for i in np.unique(mine.rows.name).tolist()}
         names.update(kept.names[i] for i in np.unique(kept.rows.name).tolist())
         return Schedule(
             transfers=mine,
@@ -200,7 +201,6 @@ class Schedule:
             itemsizes={name: self.itemsizes[name] for name in sorted(names)},
             lower_bound_bytes=self.lower_bound_bytes,
             busiest_bound_bytes=self.busiest_bound_bytes,
-            node_bytes=self.node_bytes,
         )
 
 
@@ -240,23 +240,35 @@ def to_wire(part: Schedule) -> dict[str, Any]:
 def from_wire(content: Mapping[str, Any]) -> Schedule:
     """The schedule that `to_wire` wrote. Raises InputError for anything else."""
     try:
-        names = [str(name) for name in content["names"]]
-        boxes: list[Box] = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in content["boxes"]]
+        names = [_checked(name, str) for name in content["names"]]
+        boxes: list[Box] = [
+            tuple(zip(flat[::2], flat[1::2], strict=True))
+            for flat in ([_checked(edge, int) for edge in found] for found in content["boxes"])
+        ]
         moves = [_moves(names, boxes, content[key]) for key in ("transfers", "copies")]
         return Schedule(
             transfers=moves[0],
             copies=moves[1],
-            itemsizes=dict(zip(names, content["itemsizes"], strict=True)),
-            lower_bound_bytes=content["lower_bound_bytes"],
-            busiest_bound_bytes=content["busiest_bound_bytes"],
-            node_bytes={(one, other): size for one, other, size in content["node_bytes"]},
+            itemsizes=dict(zip(names, (_checked(size, int) for size in content["itemsizes"]), strict=True)),
+            lower_bound_bytes=_checked(content["lower_bound_bytes"], int),
+            busiest_bound_bytes=_checked(content["busiest_bound_bytes"], int),
+            node_bytes={
+                (_checked(one, str), _checked(other, str)): _checked(size, int)
+                for one, other, size in content["node_bytes"]
+            },
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"this is not a schedule as to_wire writes it: {error}") from error
 
 
+def _checked(value: Any, kind: type[One]) -> One:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
+
+
 def _moves(names: Sequence[str], boxes: Sequence[Box], table: Sequence[Sequence[int]]) -> Moves:
-    columns = [np.array(column, dtype=np.int64) for column in table]
+    columns = [np.array([_checked(number, int) for number in column], dtype=np.int64) for column in table]
     if len(columns) != 5 or len({len(column) for column in columns}) != 1:
         raise ValueError("a table of transfers must have 5 columns of equal length")
     for column, size in zip(columns, (len(names), len(boxes)), strict=False):

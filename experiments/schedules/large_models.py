@@ -15,11 +15,11 @@ _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "
 _COLUMNS = ("o_proj", "down_proj")
 
 
-def llama_70b() -> Shapes:
-    """Llama 3 70B: 80 layers, hidden 8192, 64 heads and 8 key-value heads, FFN 28672, untied."""
+def llama_70b(layers: int = 80) -> Shapes:
+    """Llama 3 70B: 80 layers (or fewer), hidden 8192, 64 heads and 8 key-value heads, FFN 28672, untied."""
     hidden, ffn, vocabulary = 8192, 28672, 128256
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for layer in range(80):
+    for layer in range(layers):
         at = f"model.layers.{layer}."
         shapes |= {
             f"{at}self_attn.q_proj.weight": (hidden, hidden),
@@ -100,6 +100,7 @@ def _experts(at: str, stacked: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
 def moe_layout(shapes: Shapes, ranks: int, pp: int, ep: int) -> dict[str, TensorSpec]:
     """pp stages of ranks // pp ranks; each `ep` of these hold all experts once, and all hold the rest."""
     each = ranks // pp
+    owner = [group for group in range(ep) for _ in range(*cut(EXPERTS, ep, group))]
     specs = {}
     for name, shape in shapes.items():
         first = _stage(name, LAYERS, pp) * each
@@ -110,8 +111,7 @@ def moe_layout(shapes: Shapes, ranks: int, pp: int, ep: int) -> dict[str, Tensor
                 (first + i, (cut(EXPERTS, ep, i % ep), *full_box(shape[1:]))) for i in range(each)
             )
         else:
-            expert = int(name.split(".")[-3])
-            group = next(g for g in range(ep) if expert < cut(EXPERTS, ep, g)[1])
+            group = owner[int(name.split(".")[-3])]
             holders = tuple((first + i, full_box(shape)) for i in range(group, each, ep))
         specs[name] = TensorSpec(shape, 2, holders)
     return specs
