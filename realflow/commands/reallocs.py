@@ -13,7 +13,7 @@ from rich.text import Text
 from realflow.models.card import card
 from realflow.models.paths import resolve_model
 from realflow.planfile import Plan
-from realflow.planfile.holdings import Edge, Held, planned_edges
+from realflow.planfile.holdings import Edge, Held, follow_edges, planned_edges
 from realflow.planfile.ranks import format_ranks
 from realflow.realloc.edges import edge_schedule, topology
 from realflow.realloc.topology import Loads, Topology, loads
@@ -31,7 +31,7 @@ def render_reallocs(plan: Plan, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, _PLAIN_WIDTH)
-    edges = planned_edges(plan.graph, plan.calls)
+    edges = [*planned_edges(plan.graph, plan.calls), *follow_edges(plan.graph, plan.calls)]
     if not edges:
         console.print("Reallocation: none, every call has its weights.")
         return
@@ -46,8 +46,8 @@ def render_reallocs(plan: Plan, console: Console | None = None) -> None:
 
 
 def _title(edge: Edge) -> str:
-    into = "" if edge.into == edge.model else f" into {edge.into}"
-    return f"{edge.model}{into} for {edge.call}: {_side(edge.sources)} -> {_side(edge.destinations)}"
+    what = f"{edge.model} for {edge.call}" if edge.call else f"{edge.into} follows {edge.model}"
+    return f"{what}: {_side(edge.sources)} -> {_side(edge.destinations)}"
 
 
 def _side(held: Sequence[Held]) -> str:

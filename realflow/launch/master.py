@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from realflow.errors import InputError
-from realflow.models.costs import sequence_costs
+from realflow.models.card import card
+from realflow.models.costs import cost_model
+from realflow.models.paths import resolve_model
 from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
 from realflow.planfile import Plan, read_plan
+from realflow.realloc.edges import check_follows
 from realflow.runtime.bootstrap import REFUSED
 from realflow.runtime.master import Emit, Interrupted, Master
 
@@ -51,12 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     handshake = os.fdopen(arguments.handshake, "w", encoding="utf-8")
     try:
         plan = read_plan(arguments.run_dir / "plan.yaml")
+        cards = {name: card(resolve_model(spec.path)) for name, spec in plan.graph.models.items()}
+        check_follows(plan.graph, cards)
         master = Master(
             plan,
             RunFiles(arguments.run_dir, plan),
             _voice(arguments.events, plan, arguments.run_dir),
             start_step=arguments.start_step,
-            costs=sequence_costs(plan.graph),
+            costs={name: cost_model(found) for name, found in cards.items()},
+            cards=cards,
             started_by_rank_0=arguments.events is None,
         )
         rendezvous = master.listen()

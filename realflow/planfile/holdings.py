@@ -49,7 +49,8 @@ class Edge:
     """Weights of `model` move from the holdings `sources`, all of which have them, into the holdings
     `destinations`, none of which has. `call` is the call that needs them there.
 
-    `into` is the model that gets them: `model` itself, or one that follows it.
+    `into` is the model that gets them: `model` itself, or one that follows it with a `decay` above 0:
+    each of its weights becomes `decay` times itself plus the rest of the other's (`call` is empty).
     """
 
     model: str
@@ -57,6 +58,7 @@ class Edge:
     sources: tuple[Held, ...]
     destinations: tuple[Held, ...]
     into: str
+    decay: float = 0.0
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -166,4 +168,17 @@ def planned_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ..
             edge = weights.edge(call.name)
             if edge is not None:
                 edges.append(edge)
+    return tuple(edges)
+
+
+def follow_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ...]:
+    """One edge for each model that follows a trained one: from where that one is trained into every
+    holding of the follower, at the end of each step in which it is due."""
+    edges = []
+    for name, spec in graph.models.items():
+        if spec.follows is not None:
+            leader = spec.follows.model
+            sources = sorted(held_by(calls[graph.trained()[leader].name]))
+            into = users(graph, calls, name)
+            edges.append(Edge(leader, "", tuple(sources), tuple(into), name, spec.follows.decay))
     return tuple(edges)

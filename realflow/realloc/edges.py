@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from realflow.graph.types import ModelSpec
+from realflow.errors import InputError, Problem
+from realflow.graph.types import Graph, ModelSpec
 from realflow.layout import Box, Layout
 from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import partition, with_head
@@ -56,11 +57,39 @@ def edge_schedule(plan: Plan, edge: Edge, cards: Mapping[str, Card]) -> Schedule
     to be.
     """
     source, destination = (plan.graph.models[name] for name in (edge.model, edge.into))
+    # an average in a wider dtype than it travels in cannot be relayed: what a relay has is rounded
+    relays = not edge.decay or source.dtype == destination.dtype
     return transfers(
         specs(cards[edge.model], source, edge.sources),
         specs(cards[edge.into], destination, edge.destinations),
-        topology(plan.cluster),
+        topology(plan.cluster) if relays else None,
     )
+
+
+def wire_dtype(graph: Graph, edge: Edge) -> str:
+    """The dtype in which the weights of an edge travel: the destination's, unless the source's is smaller."""
+    source, destination = (graph.models[name].dtype for name in (edge.model, edge.into))
+    return source if ITEMSIZE[source] < ITEMSIZE[destination] else destination
+
+
+def check_follows(graph: Graph, cards: Mapping[str, Card]) -> None:
+    """Raise InputError where a model follows one with other parameters."""
+    for name, spec in graph.models.items():
+        if spec.follows is None:
+            continue
+        shapes = [
+            {p.name: p.shape for p in with_head(cards[m], graph.models[m].head).parameters}
+            for m in (name, spec.follows.model)
+        ]
+        if shapes[0] != shapes[1]:
+            parameter = next(iter(sorted({*shapes[0].items()} ^ {*shapes[1].items()})))[0]
+            raise InputError(
+                Problem(
+                    f"{spec.follows.model} has other parameters than {name} (see {parameter}); expected "
+                    "models of one config",
+                    where=f"graph.models.{name}.follows",
+                )
+            )
 
 
 def topology(cluster: Cluster) -> Topology:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from realflow.planfile.holdings import Edge
 from realflow.runtime.messages import DispatchDone, Failed, Message, Ready, SampleReady
 
 # ---- events of the shell ------------------------------------------------------------------------
@@ -38,6 +39,13 @@ class To:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """An edge is about to be used for the first time: its ranks need their slices of its schedule."""
+
+    edge: Edge
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """All calls of a step have ended."""
 
@@ -67,4 +75,4 @@ class Abort:
     refused: bool = False
 
 
-Instruction = To | StepDone | Saved | Finished | Abort
+Instruction = To | Prepare | StepDone | Saved | Finished | Abort

@@ -66,13 +66,12 @@ def make_data(plan: Plan, hosts: Hosts) -> DataFields:
     source = open_source(spec, seed=graph.seed, base=folder_of(graph))
     if spec.tokenize is None:
         return DataFields(graph, source, None)
-    if spec.tokenize in hosts.hosts:
-        tokenizer = hosts.hosts[spec.tokenize].tokenizer
-    elif _reads_data_tokens(plan, hosts.rank):
+    tokenizer = hosts.tokenizer(spec.tokenize)
+    if tokenizer is None:
+        if not _reads_data_tokens(plan, hosts.rank):
+            return DataFields(graph, source, None)
         path = resolve_model(graph.models[spec.tokenize].path)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    else:
-        return DataFields(graph, source, None)
     return DataFields(graph, source, pair_tokenizer(tokenizer, spec.chat, spec.max_length))
 
 

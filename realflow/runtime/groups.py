@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
-from realflow.layout import AXES
+from realflow.models.place import groups_of
 from realflow.planfile import Plan
 
 
@@ -14,11 +14,9 @@ def needed_groups(plan: Plan) -> list[tuple[int, ...]]:
     """Every set of ranks that some call's collectives need, in an order that is the same anywhere."""
     found: set[tuple[int, ...]] = set()
     for call in plan.graph.calls:
-        if call.op == "function":
-            continue
-        for axis in AXES:
-            found.update(plan.calls[call.name].mesh.groups(axis))
-    return sorted(group for group in found if len(group) > 1)
+        if call.op != "function":
+            found |= groups_of(plan.calls[call.name].mesh)
+    return sorted(found)
 
 
 def make_groups(plan: Plan) -> Mapping[tuple[int, ...], dist.ProcessGroup]:

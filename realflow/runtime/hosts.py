@@ -1,15 +1,15 @@
-"""The models of one worker: loaded once, shared by all calls of the same model on this rank."""
+"""The models of one worker: a part for each holding, shared by the calls whose holdings are equal."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from realflow.engines.generate import NativeEngine
@@ -19,102 +19,130 @@ from realflow.errors import InputError
 from realflow.graph.types import Call, Graph, Sampling
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.paths import resolve_model
+from realflow.models.place import Groups, Place
 from realflow.planfile import Plan
-from realflow.realloc.execute import Buckets, Moved, execute, local_shards, verify
-from realflow.realloc.transfers import Schedule, replicated, transfers
+from realflow.planfile.holdings import After, Holding, holdings, put_away
 from realflow.runtime.readiness import dispatches_before, main_rollout
+from realflow.runtime.residence import Residence
+from realflow.runtime.weights import kept
 
-Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 
-
-@dataclass
+@dataclass(frozen=True)
 class Host:
-    """One model on this rank. Train and generate engines work on the same storage."""
+    """One holding on this rank: a part of a model. `after` is what becomes of its weights between calls."""
 
     model: CausalModel
-    tokenizer: Any
-    path: Path
-    trainer: TrainEngine | None = None
+    residence: Residence
+    after: After
+
+    def put_away(self) -> None:
+        """Nobody needs the weights for now."""
+        if self.after == "offload":
+            self.residence.offload()
+        elif self.after == "free":
+            self.residence.free()
 
 
 class Hosts:
-    """Every model that this rank's calls use."""
+    """Every part of a model that this rank's calls use, and the engines on them."""
 
     def __init__(
         self, plan: Plan, rank: int, device: torch.device, groups: Groups, checkpoint: Path | None = None
     ) -> None:
         """Load them; trained models continue from `checkpoint`, if one is given."""
         self._plan, self.rank, self._device, self._groups = plan, rank, device, groups
+        self._checkpoint = checkpoint
         self._generators: dict[str, NativeEngine] = {}
-        self._schedules: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Schedule] = {}
-        self._buckets = Buckets(device=device)
-        self.hosts: dict[str, Host] = {}
-        for name, spec in plan.graph.models.items():
-            calls = [c for c in plan.graph.calls if c.model == name and rank in plan.calls[c.name].ranks]
-            if not calls:
-                continue
-            continued = checkpoint is not None and name in plan.graph.trained()
-            path = checkpoint / name if checkpoint and continued else resolve_model(spec.path)
-            model = load_model(path, dtype=spec.dtype, device=device)
-            host = Host(model, AutoTokenizer.from_pretrained(path, local_files_only=True), path)
-            train = next((call for call in calls if call.op == "train"), None)
-            if train is not None:
-                host.trainer = self._trainer(train, model)
-                if checkpoint and continued:
-                    load_state(host.trainer, checkpoint / "state" / name)
-            self.hosts[name] = host
+        self._trainers: dict[str, TrainEngine] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._parts: dict[tuple[str, Holding], Host] = {}
+        self._models: dict[str, CausalModel] = {}
+        """Call -> its view of the part that it shares: the same weights, at the call's own place."""
+        for call in plan.graph.calls:
+            if call.model is not None and rank in plan.calls[call.name].ranks:
+                self._load(call, call.model)
+        for host in self._parts.values():
+            if host.after == "offload":  # what is freed is needed once, before anything moves
+                host.put_away()
 
-    def _trainer(self, call: Call, model: CausalModel) -> TrainEngine:
-        mesh = self._plan.calls[call.name].mesh
-        ranks = mesh.group_of("dp", self.rank)
-        spec = self._plan.graph.models[str(call.model)].optimizer
-        assert spec is not None
-        return TrainEngine(
-            model,
-            spec,
-            total_steps=dispatches_before(call, self._plan.graph.steps) * call.minibatches,
-            group=self._groups.get(ranks),
-            rank=ranks.index(self.rank),
-            size=len(ranks),
+    def _load(self, call: Call, name: str) -> None:
+        spec, where, path = self._plan.graph.models[name], self._plan.calls[call.name], self._path(name)
+        if name not in self._tokenizers:
+            self._tokenizers[name] = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        place, key = Place.of(where.mesh, self.rank, self._groups), (name, self._holding(call))
+        if key not in self._parts:
+            model = load_model(path, dtype=spec.dtype, device=self._device, place=place, head=spec.head)
+            after = put_away(self._plan.graph, self._plan.calls, name)[self.rank, key[1]]
+            self._parts[key] = Host(model, Residence(model.flat.storage), after)
+        view = replace(
+            self._parts[key].model,
+            place=place,
+            sequence_parallel=where.sequence_parallel,
+            recompute=where.recompute,
         )
+        self._models[call.name] = view
+        if call.op == "train":
+            assert spec.optimizer is not None
+            total = dispatches_before(call, self._plan.graph.steps) * call.minibatches
+            trainer = TrainEngine(view, spec.optimizer, total_steps=total, schedule=where.schedule)
+            if self._checkpoint is not None:
+                load_state(trainer, self._checkpoint / "state" / name)
+            if where.after == "offload":
+                trainer.offload()
+            self._trainers[name] = trainer
+
+    def _path(self, model: str) -> Path:
+        """Where a model is loaded from."""
+        if self._checkpoint is not None and model in kept(self._plan.graph):
+            return self._checkpoint / model
+        return resolve_model(self._plan.graph.models[model].path)
+
+    def _holding(self, call: Call) -> Holding:
+        return holdings(self._plan.calls[call.name])[self.rank]
+
+    def part(self, model: str, holding: Holding) -> Host:
+        """The part of a model under a holding of this rank."""
+        return self._parts[model, holding]
+
+    def tokenizer(self, model: str) -> Any:
+        """A model's tokenizer; None where no call of this rank runs the model."""
+        return self._tokenizers.get(model)
+
+    def trainer(self, model: str) -> TrainEngine:
+        """The engine that trains a model."""
+        return self._trainers[model]
+
+    @contextmanager
+    def using(self, call: Call) -> Iterator[CausalModel]:
+        """A call runs: its weights are there, of a train call all else that it needs too. What the plan
+        does not keep is put away behind it."""
+        host, model = self._parts[str(call.model), self._holding(call)], self._models[call.name]
+        trainer = self._trainers[str(call.model)] if call.op == "train" else None
+        offloads = self._plan.calls[call.name].after == "offload"
+        host.residence.restore()
+        model.region.axis = model.place.tp  # calls that share a part may have other tensor groups
+        if trainer is not None and offloads:
+            trainer.restore()
+        yield model
+        if trainer is not None and offloads:
+            trainer.offload()
+        host.put_away()
 
     def generator(self, call: Call) -> NativeEngine:
         """The generation engine of a generate call, made at its first use."""
         if call.name not in self._generators:
             assert call.sampling is not None
-            host = self.hosts[str(call.model)]
+            model = self._models[call.name]
             self._generators[call.name] = NativeEngine(
-                host.model,
+                model,
                 call.sampling,
                 slots=self._plan.calls[call.name].slots,
-                max_length=max_length(host.model, self._plan.graph.data.prompt_tokens, call.sampling),
+                max_length=max_length(model, self._plan.graph.data.prompt_tokens, call.sampling),
                 seed=draw_seed(self._plan.graph, call),
-                eos_ids=eos_ids(host),
-                tokenizer=host.tokenizer,
+                eos_ids=eos_ids(model, self._tokenizers[str(call.model)]),
+                tokenizer=self._tokenizers[str(call.model)],
             )
         return self._generators[call.name]
-
-    def reallocate(self, model: str, sources: Sequence[int], destinations: Sequence[int]) -> Moved:
-        """Copy a model's weights from ranks `sources` to ranks `destinations`; all of them call it together.
-
-        The first time for the same ranks, checksums of every parameter are compared.
-        """
-        flat = self.hosts[model].model.flat
-        shapes = {name: slot.shape for name, slot in flat.slots.items()}
-        itemsize = flat.storage.itemsize
-        there, here = (replicated(shapes, itemsize, ranks) for ranks in (sources, destinations))
-        edge = (model, tuple(sources), tuple(destinations))
-        first = edge not in self._schedules
-        if first:
-            nodes = [name.rpartition(":")[0] for name in self._plan.cluster.devices]
-            self._schedules[edge] = transfers(there, here, dict(enumerate(nodes))).part(self.rank)
-        part = self._schedules[edge]
-        tensors = {name: flat.view(name) for name in shapes}
-        read, write = (local_shards(specs, self.rank, tensors) for specs in (there, here))
-        moved = execute(part, self.rank, None, read, write, self._buckets)
-        if first:
-            verify(part, self.rank, None, read, write)
-        return moved
 
 
 def draw_seed(graph: Graph, call: Call) -> int:
@@ -135,16 +163,14 @@ def max_length(model: CausalModel, prompt: int, sampling: Sampling) -> int:
     return min(limit, prompt + sampling.max_new_tokens)
 
 
-def eos_ids(host: Host) -> tuple[int, ...]:
+def eos_ids(model: CausalModel, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a response: those of the generation config and of the tokenizer."""
-    configured = (
-        host.model.module.generation_config.eos_token_id if host.model.module.generation_config else None
-    )
+    configured = model.module.generation_config.eos_token_id if model.module.generation_config else None
     ids = [configured] if isinstance(configured, int) else list(configured or [])
-    if host.tokenizer.eos_token_id is not None:
-        ids.append(host.tokenizer.eos_token_id)
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
     if not ids:
         raise InputError(
-            f"model {host.path}: neither its generation config nor its tokenizer names an end token"
+            f"model {model.source}: neither its generation config nor its tokenizer names an end token"
         )
     return tuple(dict.fromkeys(ids))

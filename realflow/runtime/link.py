@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import zmq
@@ -34,6 +35,7 @@ from realflow.runtime.messages import (
     Pong,
     Reallocate,
     Save,
+    Slice,
     decode,
     encode,
 )
@@ -61,6 +63,7 @@ class MasterLink:
         self.on_orphaned: Callable[[], None] = lambda: None
         self.overdue: Callable[[], Failed | None] = lambda: None
         self._streams: dict[str, queue.SimpleQueue[Feed | Drain]] = {}
+        self._slices: dict[str, Future[Slice]] = {}
         self._lock = threading.Lock()
         self._rendezvous = rendezvous
         self._master_is_local = rendezvous.host == sockets.gethostname()
@@ -97,6 +100,11 @@ class MasterLink:
         """Forget a stream that has ended."""
         with self._lock:
             self._streams.pop(dispatch, None)
+
+    def slice(self, edge: str) -> Future[Slice]:
+        """This rank's slice of an edge's schedule, which the master sends once."""
+        with self._lock:
+            return self._slices.setdefault(edge, Future())
 
     def fail(self, failed: Failed) -> None:
         """Report a failure, then wait for the master to end the job; leave by force if it does not."""
@@ -170,6 +178,8 @@ class MasterLink:
                     pass
                 case Feed() | Drain():
                     self.stream(message.dispatch).put(message)
+                case Slice(edge=edge):
+                    self.slice(edge).set_result(message)
                 case Free():
                     self.on_free(message)
                 case Begin(addresses=addresses):

@@ -16,12 +16,25 @@ from typing import Any, Protocol
 
 import zmq
 
+from realflow.models.card import Card
 from realflow.planfile import Plan
+from realflow.planfile.holdings import follow_edges, planned_edges
 from realflow.runtime.assign import Cost
 from realflow.runtime.bootstrap import is_alone
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
 from realflow.runtime.core import Core
-from realflow.runtime.events import Abort, Event, Finished, Instruction, Saved, StepDone, Tick, To, WorkerLost
+from realflow.runtime.events import (
+    Abort,
+    Event,
+    Finished,
+    Instruction,
+    Prepare,
+    Saved,
+    StepDone,
+    Tick,
+    To,
+    WorkerLost,
+)
 from realflow.runtime.messages import (
     Beat,
     Begin,
@@ -36,6 +49,7 @@ from realflow.runtime.messages import (
     decode,
     encode,
 )
+from realflow.runtime.slices import Slices
 
 SILENCE_SECONDS = 30.0
 STARTUP_SECONDS = 600.0
@@ -79,9 +93,13 @@ class Master:
         *,
         start_step: int = 0,
         costs: Mapping[str, Cost] | None = None,
+        cards: Mapping[str, Card] | None = None,
         started_by_rank_0: bool = False,
     ) -> None:
+        """`cards` has the card of every model that moves."""
         self.plan = plan
+        self._slices = Slices(plan, cards or {})
+        self._slices.prepare([*planned_edges(plan.graph, plan.calls), *follow_edges(plan.graph, plan.calls)])
         self._outlives_rank_0 = started_by_rank_0
         self.core = Core(plan, start_step=start_step, costs=costs)
         self.files = files
@@ -93,6 +111,7 @@ class Master:
         self._pongs = 0
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
+        self._poller.register(self._slices.fd, zmq.POLLIN)
         self._started = time.monotonic()
         self._shown = 0.0
 
@@ -150,6 +169,10 @@ class Master:
                     self._poller.unregister(fd)
                     os.close(self._pidfds.pop(rank))
                     self._event(WorkerLost(rank, "has died (its process is gone)"))
+            if self._begun:
+                for rank, slices in self._slices.take().items():
+                    for part in slices:
+                        self._send(To(rank, part))
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -217,10 +240,15 @@ class Master:
                 self._event(WorkerLost(hello.rank, "died"))
                 return
             self._poller.register(self._pidfds[hello.rank], zmq.POLLIN)
-        if len(self._hellos) == self.plan.world_size:
+        if self._begun:
             addresses = {rank: h.address for rank, h in sorted(self._hellos.items())}
             for rank in addresses:
                 self._send(To(rank, Begin(addresses)))
+
+    @property
+    def _begun(self) -> bool:
+        """Whether all workers are there."""
+        return len(self._hellos) == self.plan.world_size
 
     def _send(self, instruction: To) -> None:
         self._socket.send_multipart([rank_identity(instruction.rank), encode(instruction.message)])
@@ -232,7 +260,7 @@ class Master:
         for rank, seen in self._seen.items():
             if now - seen > SILENCE_SECONDS and self.exit_code is None:
                 self._event(WorkerLost(rank, f"has been silent for {now - seen:.0f} s"))
-        if len(self._hellos) < self.plan.world_size and now - self._started > STARTUP_SECONDS:
+        if not self._begun and now - self._started > STARTUP_SECONDS:
             missing = sorted(set(range(self.plan.world_size)) - set(self._hellos))
             self._fail(f"start-up: ranks {missing} did not come within {STARTUP_SECONDS:.0f} s")
         if now - self._shown > 0.5:
@@ -257,6 +285,8 @@ class Master:
         match instruction:
             case To():
                 self._send(instruction)
+            case Prepare(edge=edge):
+                self._slices.prepare([edge])
             case StepDone(step=step, started=started):
                 began = time.time() - (time.monotonic() - started)
                 metrics = self.files.step(step, began, time.time())
@@ -278,6 +308,7 @@ class Master:
         self.exit_code = code
 
     def _close(self) -> None:
+        self._slices.close()
         self._socket.close()
         self._auth.stop()
         self._context.term()

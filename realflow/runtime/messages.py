@@ -140,14 +140,35 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """A rank's slice of the schedule of an edge, once for a run, before the edge is first used.
+
+    `model` has the weights, `into` gets them (the same model, or one that follows it). `read` and
+    `write` are this rank's holdings that take part (`realflow.planfile.holdings.Holding.numbers`).
+    `part` is what `realflow.realloc.schedule.to_wire` made; the whole edge has `parameters`, and its
+    busiest link needs `floor_seconds` at full speed (0: not known). Weights travel in the dtype `wire`.
+    With a `decay` above 0 the destination becomes `decay` times itself plus the rest of the source.
+    """
+
+    edge: str
+    model: str
+    into: str
+    read: list[list[int]]
+    write: list[list[int]]
+    part: dict[str, Any]
+    parameters: int
+    floor_seconds: float
+    wire: str
+    decay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reallocate:
-    """Copy a model's weights from ranks that hold `version` to ranks that lack it (never the same)."""
+    """Move weights of `version` along an edge whose slice has come, or is on its way."""
 
     order: int
     dispatch: str
-    model: str
-    sources: list[int]
-    destinations: list[int]
+    edge: str
     version: int
 
 
@@ -198,6 +219,7 @@ Message = (
     | Feed
     | Drain
     | Execute
+    | Slice
     | Reallocate
     | Save
     | Free

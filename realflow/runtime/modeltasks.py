@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from realflow.data.balance import CostModel, micro_batches
 from realflow.data.batch import Batch, pack
 from realflow.engines.functions import load_callable
-from realflow.engines.infer import infer_logprobs
+from realflow.engines.infer import infer
 from realflow.engines.state import save_state
 from realflow.files import file_digest
 from realflow.graph.types import Call
@@ -20,12 +22,15 @@ from realflow.models.save import save_model
 from realflow.planfile import Plan
 from realflow.runtime.assign import divide
 from realflow.runtime.directory import partial_directory
+from realflow.runtime.dispatches import replicas
 from realflow.runtime.fields import DataFields, Inputs, folder_of
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import MasterLink
 from realflow.runtime.messages import DispatchDone, Execute, Reallocate, Save
-from realflow.runtime.stats import Spans
+from realflow.runtime.moves import Moves
+from realflow.runtime.stats import Spans, Stats, field_stats
 from realflow.runtime.store import FieldStore
+from realflow.runtime.weights import kept
 
 
 class ModelTasks:
@@ -34,17 +39,18 @@ class ModelTasks:
     def __init__(
         self,
         plan: Plan,
-        rank: int,
         hosts: Hosts,
+        device: torch.device,
         store: FieldStore,
         inputs: Inputs,
         data: DataFields,
         link: MasterLink,
         run_dir: Path,
     ) -> None:
-        self._plan, self._graph, self._rank, self._hosts = plan, plan.graph, rank, hosts
+        self._plan, self._graph, self._rank, self._hosts = plan, plan.graph, hosts.rank, hosts
         self._store, self._inputs, self._data, self._link = store, inputs, data, link
         self._run_dir = run_dir
+        self._moves = Moves(hosts, device)
         self._losses: dict[str, Callable[..., Any]] = {}
         self._costs: dict[str, CostModel] = {}
 
@@ -81,20 +87,21 @@ class ModelTasks:
         ]
 
     def _infer(self, call: Call, message: Execute) -> None:
-        spans = Spans()
-        host = self._hosts.hosts[str(call.model)]
-        ids = message.shards[0]
-        with spans:
-            batches = self._batches(call, ids)
-            results = infer_logprobs(host.model, batches, call.temperature)
-            order = [sample for batch in batches for sample in batch.ids]
-            self._store.put(call.writes["logprobs"], dict(zip(order, results, strict=True)))
-        self._link.send(DispatchDone(message.dispatch, self._rank, spans=spans.merged))
+        """Every rank of a replica works on the replica's samples; the one that speaks has the results."""
+        spans, stats = Spans(), Stats()
+        output = call.decl.name
+        with spans, self._hosts.using(call) as model:
+            batches = self._batches(call, message.shards[0])
+            results = infer(model, batches, output, call.temperature)
+            if self._rank in replicas(self._plan.calls[call.name]):
+                order = [sample for batch in batches for sample in batch.ids]
+                values = [plain(result, call) for result in results]
+                self._store.put(call.writes[output], dict(zip(order, values, strict=True)))
+                stats = field_stats(call.name, {call.writes[output]: values})
+        self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def _train(self, call: Call, message: Execute) -> None:
         spans = Spans()
-        host = self._hosts.hosts[str(call.model)]
-        assert host.trainer is not None
         if call.name not in self._losses:
             self._losses[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
         loss = self._losses[call.name]
@@ -102,10 +109,10 @@ class ModelTasks:
         values: dict[str, list[float]] = {}
         options = dict(call.options)
         normalise = options.pop("normalise", "token")
-        for shard in message.shards:
-            with spans:
+        with spans, self._hosts.using(call):
+            for shard in message.shards:
                 mine = self._part(call, shard) if message.whole else shard
-                result = host.trainer.step(
+                result = self._hosts.trainer(str(call.model)).step(
                     self._batches(call, mine),
                     loss,
                     reads=reads,
@@ -115,8 +122,8 @@ class ModelTasks:
                     extents={use.name: use.extent for use in call.decl.reads},
                     prefix=str(call.model),
                 )
-            for name, value in result.items():
-                values.setdefault(name, []).append(value)
+                for name, value in result.items():
+                    values.setdefault(name, []).append(value)
         means = {name: sum(column) / len(column) for name, column in values.items()}
         self._link.send(DispatchDone(message.dispatch, self._rank, values=means, spans=spans.merged))
 
@@ -135,26 +142,36 @@ class ModelTasks:
         return self._costs[model]
 
     def reallocate(self, message: Reallocate) -> None:
-        """Copy weights to ranks that lack them, before a call runs there."""
+        """Move weights along an edge, before a call runs that needs them."""
         spans = Spans()
+        part = self._link.slice(message.edge).result()
         with spans:
-            moved = self._hosts.reallocate(message.model, message.sources, message.destinations)
-        numbers = {"bytes": float(moved.received_bytes), "seconds": moved.seconds}
-        stats = {f"realloc/{message.model}/{n}": [value, 1.0, value, value] for n, value in numbers.items()}
+            moved = self._moves.run(part, message.version)
+        name, received = f"realloc/{part.into}", float(moved.received_bytes)
+        stats = {
+            f"{name}/bytes": [received, 1.0, received, received],
+            f"{name}/sent_bytes": [float(moved.sent_bytes), 1.0, *[float(moved.sent_bytes)] * 2],
+            f"{name}/seconds": [moved.seconds, 1.0, moved.seconds, moved.seconds],
+            f"{name}/floor_seconds": [part.floor_seconds, 1.0, *[part.floor_seconds] * 2],
+        }
         self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def save(self, message: Save) -> None:
         """This rank's part of a checkpoint: weights by the first replica, optimizer state by every rank."""
-        spans = Spans()
-        host = self._hosts.hosts[message.model]
-        assert host.trainer is not None
+        spans, call = Spans(), kept(self._graph)[message.model]
         top = partial_directory(self._run_dir, message.directory)
-        ranks = self._plan.calls[self._graph.trained()[message.model].name].ranks
-        with spans:
-            folder = top / "state" / message.model
-            shard = save_state(host.trainer, folder, ranks.index(self._rank), len(ranks))
-            files = {str(shard.relative_to(top)): file_digest(shard)}
-            if ranks[0] == self._rank:
-                sums = save_model(host.model, host.tokenizer, top / message.model)
-                files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}
+        ranks = self._plan.calls[call.name].ranks
+        files = {}
+        with spans, self._hosts.using(call) as model:
+            if call.op == "train":
+                folder, trainer = top / "state" / message.model, self._hosts.trainer(message.model)
+                shard = save_state(trainer, folder, ranks.index(self._rank), len(ranks))
+                files[str(shard.relative_to(top))] = file_digest(shard)
+            sums = save_model(model, self._hosts.tokenizer(message.model), top / message.model)
+            files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}
         self._link.send(DispatchDone(message.dispatch, self._rank, files=files, spans=spans.merged))
+
+
+def plain(result: torch.Tensor, call: Call) -> torch.Tensor | float:
+    """What an infer call found for a sample, as it is stored: a number where it writes one a sample."""
+    return float(result) if call.decl.writes[0].extent == "sample" else result

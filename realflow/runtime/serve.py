@@ -78,7 +78,7 @@ class Worker:
         data = make_data(self.plan, self.hosts)
         self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
         self.models = ModelTasks(
-            self.plan, self.rank, self.hosts, self._store, self._inputs, data, self.link, self.run_dir
+            self.plan, self.hosts, device, self._store, self._inputs, data, self.link, self.run_dir
         )
         self.streams = Streams(self.plan, self.rank, self.hosts, self._store, data, self.link)
         self.functions = FunctionTasks(self.plan, self.rank, self._store, self._inputs, data, self.link)
@@ -120,7 +120,8 @@ class Worker:
             self.link.doing = message.dispatch
             match message:
                 case Open():
-                    self.streams.run(message)
+                    with self.hosts.using(self.plan.graph.call(message.call)):
+                        self.streams.run(message)
                 case Execute():
                     self.models.execute(message)
                 case Reallocate():

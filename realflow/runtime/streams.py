@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from realflow.data.text import encode_prompt
 from realflow.engines.generate import Finished, Prompt
+from realflow.engines.lockstep import Arrivals
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call
 from realflow.planfile import Plan
@@ -28,39 +29,43 @@ class Streams:
         self._store, self._data, self._link = store, data, link
 
     def run(self, opened: Open) -> None:
-        """A generate dispatch: take feeds, decode, send finished samples on, until drained."""
+        """A generate dispatch: take feeds, decode, send finished samples on, until drained.
+
+        All ranks of a replica do the same steps; the one that speaks for the replica keeps and reports
+        the samples.
+        """
         call = self._graph.call(opened.call)
         engine = self._hosts.generator(call)
         engine.set_version(opened.version)
-        queue = self._link.stream(opened.dispatch)
-        drained, spans, samples = False, Spans(), 0
+        arrivals = Arrivals(self._link.stream(opened.dispatch), engine.place.replica, engine.device)
+        drained, spans = False, Spans()
         stats: list[Finished] = []
         while engine.busy or not drained:
-            while not (engine.busy and queue.empty()) and not drained:
-                message = queue.get()
-                if isinstance(message, Drain):
-                    drained = True
-                else:
-                    with spans:
-                        engine.feed([self._prompt(call, group) for group in message.groups])
+            if not drained:
+                for message in arrivals.take(wait=not engine.busy):
+                    if isinstance(message, Drain):
+                        drained = True
+                    else:
+                        with spans:
+                            engine.feed([self._prompt(call, group) for group in message.groups])
             if engine.busy:
                 with spans:
                     finished = engine.step()
-                    self._store_finished(call, finished)
-                if finished:
-                    samples += len(finished)
+                    if engine.speaks:
+                        self._store_finished(call, finished)
+                if finished and engine.speaks:
                     stats += finished
                     ids, lengths = [f.sample_id for f in finished], [len(f.tokens) for f in finished]
                     self._link.send(SampleReady(opened.dispatch, self._rank, ids, lengths))
+        arrivals.close()
         self._link.close_stream(opened.dispatch)
         prefix = "" if call == main_rollout(self._graph) else f"{call.name}/"
         found = response_stats(stats, prefix)
         self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
 
     def _prompt(self, call: Call, group: int) -> Prompt:
-        host = self._hosts.hosts[str(call.model)]
         text = self._data.row(group)[call.reads["prompt"]]
-        tokens = encode_prompt(host.tokenizer, text, call.chat)
+        tokens = encode_prompt(self._hosts.tokenizer(str(call.model)), text, call.chat)
         limit = self._graph.data.prompt_tokens
         if len(tokens) > limit:
             raise InputError(

@@ -13,7 +13,7 @@ from realflow.graph.types import (
     Sampling,
 )
 from realflow.layout import Layout
-from realflow.planfile import CallPlan, Cluster, Node, Plan, ReallocPlan, needed_reallocs
+from realflow.planfile import CallPlan, Cluster, Node, Plan, needed_reallocs
 
 GENERATED = (
     FieldUse("tokens", "tokens", "token", "int"),
@@ -100,21 +100,26 @@ def grpo(
     )
 
 
-def place(graph: Graph, devices: int, ranks: dict[str, tuple[int, ...]], **more: object) -> Plan:
-    """A plan with every call data parallel on the ranks given (default: all)."""
-    everyone = tuple(range(devices))
+def place(
+    graph: Graph,
+    devices: int,
+    ranks: dict[str, tuple[int, ...]],
+    layouts: dict[str, str] | None = None,
+    after: dict[str, str] | None = None,
+    **more: object,
+) -> Plan:
+    """A plan with every call on the ranks given (default: all), data parallel unless `layouts` says more."""
+    everyone, layouts, after = tuple(range(devices)), layouts or {}, after or {}
     engines = {"generate": "native", "train": "train", "infer": "infer", "function": "python"}
     calls = {
         call.name: CallPlan(
             ranks.get(call.name, everyone),
-            Layout(dp=len(ranks.get(call.name, everyone))),
+            Layout.parse(layouts.get(call.name, f"d{len(ranks.get(call.name, everyone))}")),
             engines[call.op],  # type: ignore[arg-type]
             slots=2,
+            after=after.get(call.name, "keep"),  # type: ignore[arg-type]
         )
         for call in graph.calls
     }
-    reallocs = tuple(
-        ReallocPlan(model, source, destination, count, count)
-        for model, source, destination, count in needed_reallocs(graph, calls)
-    )
+    reallocs = tuple(realloc for realloc, _ in needed_reallocs(graph, calls))
     return Plan(graph, Cluster((Node("local", devices),)), calls, reallocs=reallocs, **more)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
 
-from realflow.graph.types import FieldUse
+from realflow.graph.types import FieldUse, Follow
 from realflow.planfile import Plan
+from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, holdings, planned_edges, put_away
 from realflow.runtime.core import Core
-from realflow.runtime.events import Abort, Event, Finished, Saved, StepDone, Tick, To, WorkerLost
+from realflow.runtime.dispatches import replicas
+from realflow.runtime.events import Abort, Event, Finished, Prepare, Saved, StepDone, Tick, To, WorkerLost
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -51,7 +53,10 @@ class Workers:
         self.store: dict[int, set[tuple[str, int]]] = defaultdict(set)
         self.orders: dict[int, list[int]] = defaultdict(list)
         self.versions: list[tuple[str, int, int]] = []
-        self.weights: dict[tuple[int, str], int] = defaultdict(int)
+        self.weights: dict[Held, int | None] = defaultdict(int)
+        """Holding of the actor -> version of its weights, None where they were freed."""
+        self.edges: dict[str, Edge] = {}
+        self.away = put_away(plan.graph, plan.calls, "actor")
         self.log: list[object] = []
         self.freed: set[tuple[str, int]] = set()
         self.dispatched: list[str] = []
@@ -113,7 +118,10 @@ class Workers:
             head = queue[0]
             if isinstance(head, Open):
                 key = (rank, head.dispatch)
-                if self.feeds[key]:
+                if rank not in replicas(self.plan.calls[head.call]):  # it follows the rank that speaks
+                    if key in self.drained:
+                        possible.append(DispatchDone(head.dispatch, rank))
+                elif self.feeds[key]:
                     n = self.plan.graph.samples
                     group = self.feeds[key][0]
                     ids = list(range(group * n, group * n + n))
@@ -145,19 +153,35 @@ class Workers:
                 return
             message = self.ordered[event.rank].popleft()
             if isinstance(message, Open):
-                self.versions.append((message.call, message.step, self.weights[event.rank, "actor"]))
-                assert self.weights[event.rank, "actor"] == message.version
+                self._used(event.rank, message.call, message.step)
+                assert self.versions[-1][2] == message.version
             if isinstance(message, Reallocate):
-                assert not set(message.sources) & set(message.destinations)
-                if event.rank in message.destinations:
-                    self.weights[event.rank, message.model] = message.version
-                assert self.weights[event.rank, message.model] == message.version, "a source is stale"
+                self._moved(event.rank, message)
             if isinstance(message, Execute):
                 self.dispatched.append(event.dispatch)
                 if self.plan.graph.call(call).op == "train":
-                    self.weights[event.rank, "actor"] += self.plan.graph.call(call).minibatches
-                else:
+                    held = (event.rank, holdings(self.plan.calls[call])[event.rank])
+                    self.weights[held] += self.plan.graph.call(call).minibatches
+                elif event.rank in replicas(self.plan.calls[call]):
                     self._write(event.rank, event.dispatch, [s for shard in message.shards for s in shard])
+
+    def _moved(self, rank: int, message: Reallocate) -> None:
+        edge = self.edges[message.edge]
+        for held in edge.destinations:
+            if held[0] == rank and edge.into == "actor":
+                self.weights[held] = message.version
+        for held in edge.sources:
+            assert held[0] != rank or self.weights[held] == message.version, "a source is stale"
+
+    def _used(self, rank: int, call: str, version: int | None = None) -> None:
+        """A call works on its holding of the actor: it must have the weights, and may let go of them."""
+        held = (rank, holdings(self.plan.calls[call])[rank])
+        found = self.weights[held]
+        assert found is not None, "the weights were freed"
+        if version is not None:
+            self.versions.append((call, version, found))
+        if self.away[held] == "free":
+            self.weights[held] = None
 
     def _write(self, rank: int, dispatch: str, ids: list[int]) -> None:
         for name in self.plan.graph.call(dispatch.split("@")[0]).writes.values():
@@ -183,6 +207,9 @@ def simulate(plan: Plan, seed: int, limit: int = 20_000) -> tuple[Workers, list[
         for instruction in core.handle(event, now):
             if isinstance(instruction, To):
                 workers.take(instruction)
+            elif isinstance(instruction, Prepare):
+                assert instruction.edge.key not in workers.edges, "prepared twice"
+                workers.edges[instruction.edge.key] = instruction.edge
             else:
                 told.append(instruction)
                 assert not isinstance(instruction, Abort), instruction.text
@@ -192,12 +219,16 @@ def simulate(plan: Plan, seed: int, limit: int = 20_000) -> tuple[Workers, list[
 
 
 PLACES = [
-    (1, {}),
-    (2, {}),
-    (4, {"rollout": (0, 1), "train": (2,), "ref": (3,)}),
-    (3, {"rollout": (0, 1, 2), "train": (1, 2), "ref": (2,), "reward": (0,), "credit": (1,)}),
-    (3, {"rollout": (2,), "train": (0, 1), "credit": (2,)}),
-    (3, {"rollout": (0, 1), "train": (2,), "greedy": (1,), "grade": (0,)}),
+    (1, {}, {}, {}),
+    (2, {}, {}, {}),
+    (4, {"rollout": (0, 1), "train": (2,), "ref": (3,)}, {}, {}),
+    (3, {"rollout": (0, 1, 2), "train": (1, 2), "ref": (2,), "reward": (0,), "credit": (1,)}, {}, {}),
+    (3, {"rollout": (2,), "train": (0, 1), "credit": (2,)}, {}, {}),
+    (3, {"rollout": (0, 1), "train": (2,), "greedy": (1,), "grade": (0,)}, {}, {}),
+    (4, {}, {"rollout": "d2t2", "greedy": "t4", "train": "d2p2", "ref": "p4"}, {}),
+    (4, {}, {"rollout": "t4", "greedy": "t4", "train": "d2t2"}, {"rollout": "free", "greedy": "free"}),
+    (4, {"train": (0, 1), "ref": (2, 3)}, {"rollout": "d2p2", "train": "t2"}, {"rollout": "free"}),
+    (4, {"rollout": (0, 2)}, {"rollout": "p2", "greedy": "d4"}, {"greedy": "free", "train": "offload"}),
 ]
 
 
@@ -212,9 +243,8 @@ PLACES = [
 def test_any_order_of_legal_events_completes(
     seed: int, where: tuple, evaluate: int | None, second: int | None, train_every: int | None
 ) -> None:
-    devices, ranks = where
     graph = grpo(evaluate=evaluate, second=second, train_every=train_every)
-    plan = place(graph, devices, ranks)
+    plan = place(graph, *where)
     workers, told = simulate(plan, seed)
     assert [t.step for t in told if isinstance(t, StepDone)] == [0, 1, 2]
     assert isinstance(told[-1], Finished)
@@ -291,10 +321,15 @@ def test_reallocation_only_where_weights_lack() -> None:
     assert {v for _, step, v in apart.versions if step == 2} == {4}
 
 
-def test_only_ranks_that_lack_weights_get_them() -> None:
+def test_only_holdings_that_lack_weights_get_them() -> None:
     plan = place(grpo(second=2, steps=4), 4, {"greedy": (1,), "rollout": (0, 1), "train": (2,), "ref": (3,)})
     workers, _ = simulate(plan, 5)
-    moves = {(m.dispatch, tuple(m.sources), tuple(m.destinations)) for m in workers.taken if is_move(m)}
+    moves = set()
+    for message in filter(is_move, workers.taken):
+        edge = workers.edges[message.edge]
+        moves.add(
+            (message.dispatch, *(tuple(r for r, _ in side) for side in (edge.sources, edge.destinations)))
+        )
     assert moves == {
         # `greedy` runs in steps 1 and 3: there it comes first, and `rollout` has the weights on rank 1.
         ("realloc:actor:greedy@v2", (2,), (1,)),
@@ -308,6 +343,56 @@ def test_only_ranks_that_lack_weights_get_them() -> None:
         call = dispatch.partition("@")[0].rpartition(":")[2]
         most[call] = max(most[call], len(destinations))
     assert {realloc.destination: realloc.bytes for realloc in plan.reallocs} == most
+
+
+@pytest.mark.parametrize(
+    "where", [*PLACES[6:], (4, {}, {"rollout": "p2t2", "greedy": "d2t2", "train": "d4"}, {})]
+)
+def test_the_core_moves_what_the_plan_foresees(where: tuple) -> None:
+    """Where every call runs in every step: the same edges, after each training one of each."""
+    plan = place(grpo(second=1, steps=4), *where)
+    workers, told = simulate(plan, 11)
+    assert isinstance(told[-1], Finished)
+    foreseen = planned_edges(plan.graph, plan.calls)
+    assert {(r.model, r.destination) for r in plan.reallocs} == {(e.model, e.call) for e in foreseen}
+    after_training = Counter(m.edge for m in workers.taken if is_move(m) and not m.dispatch.endswith("@v0"))
+    expected = Counter({edge.key: 0 for edge in foreseen})
+    for edge in foreseen:
+        expected[edge.key] += 3 * len(edge.ranks)
+    assert after_training == expected
+
+
+def test_frozen_models_never_move() -> None:
+    workers, _ = simulate(place(grpo(), 4, {}, {"ref": "t4", "rollout": "t2p2"}), 3)
+    assert {workers.edges[m.edge].into for m in workers.taken if is_move(m)} == {"actor"}
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, ["v2", "v4", "v6", "v8"]), (2, ["v4", "v8"])])
+def test_a_model_follows_another_at_the_end_of_steps(every: int, due: list[str]) -> None:
+    graph = grpo(steps=4)
+    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9, every))
+    graph = replace(graph, models={**graph.models, "ref": ref}, checkpoint_every=2)
+    plan = place(graph, 4, {"train": (0, 1), "ref": (2, 3)}, {"train": "p2", "ref": "t2"})
+    workers, told = simulate(plan, 5)
+    assert isinstance(told[-1], Finished)
+    (edge,) = [e for e in workers.edges.values() if e.into == "ref"]
+    assert (edge.model, edge.decay, edge.key) == ("actor", 0.9, follow_edges(graph, plan.calls)[0].key)
+    assert set(edge.destinations) == held_by(plan.calls["ref"])
+    assert set(edge.sources) == held_by(plan.calls["train"])
+    names = [getattr(m, "dispatch", "") for m in workers.taken]
+    followed = list(dict.fromkeys(name for name in names if name.startswith("realloc:ref")))
+    assert followed == [f"realloc:ref:actor@{version}" for version in due]
+    assert all(message.order > 0 for message in workers.taken if is_move(message))
+    for (
+        version
+    ) in due:  # after the step's own calls of both models, before the next step's and the checkpoint
+        step = int(version[1:]) // 2 - 1
+        at = names.index(f"realloc:ref:actor@{version}")
+        assert max(names.index(f"{call}@{step}") for call in ("train", "ref")) < at
+        if step + 1 < 4:
+            assert at < names.index(f"ref@{step + 1}")
+        if step % 2:
+            assert at < names.index(f"save:ref@{step}") and f"save:actor@{step}" in names
 
 
 def is_move(message: object) -> bool:
