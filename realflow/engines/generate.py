@@ -34,6 +34,7 @@ from realflow.engines.passes import Pass, Prefix
 from realflow.engines.samples import Finished, FinishReason, Prompt, Sample
 from realflow.engines.sampling import draw
 from realflow.engines.slots import Slots
+from realflow.engines.static import with_graphs
 from realflow.engines.stops import Stops, Tokenizer
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Sampling
@@ -94,11 +95,11 @@ class NativeEngine:
         self._heads = heads_of(model)
         self._vocabulary: int = config.vocab_size
         self._dtype, self.device = dtype_of(model.module)
-        self._decoder = make_decoder(model)
         self._stops = Stops(tokenizer, sampling.stop, eos_ids)
         self._cache: KVCache | None = None
         groups = min(self.place.pp.size, slots)
         self._slots = Slots(slots, groups)
+        self._decoder = with_graphs(make_decoder(model), self._slots.groups, self.device)
         self._flights: list[Flight | None] = [None] * groups
         self._turn = 0
         self._line = Line(self.place.pp, config.hidden_size, self._dtype, self.device)

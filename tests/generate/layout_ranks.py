@@ -30,7 +30,9 @@ from realflow.models.place import Place, groups_of
 
 # 6 query and 3 key heads: cut over 2 ranks the key heads are shared, over 3 they divide; over 4 query
 # heads are uneven too. 97 token ids divide by nothing.
-SIZES = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+# 9 and 3 heads, as SmolLM2 has; enough heads and layers for 8 ranks.
+DEEP = {"num_hidden_layers": 8, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72}
 FAMILIES = {"llama": True, "qwen2": False, "qwen3": True, "mistral": False, "gemma3": True}  # tied?
 SAMPLINGS = {
     "plain": Sampling(max_new_tokens=9),
@@ -64,13 +66,14 @@ class Case:
         return Layout.parse(self.layout).size
 
 
-def write_models(folder: Path, families: Sequence[str] = tuple(FAMILIES)) -> None:
-    special = {"gemma3": {"layer_types": ["sliding_attention", "full_attention"] * 2}}
+def write_models(folder: Path, families: Sequence[str], sizes: dict[str, int]) -> None:
+    layers = sizes["num_hidden_layers"] // 2
+    special = {"gemma3": {"layer_types": ["sliding_attention", "full_attention"] * layers}}
     for index, family in enumerate(families):
         for which in ("first", "second"):
             path, tied = folder / f"{family}-{which}", FAMILIES[family]
             seed = 2 * index + (which == "second")
-            values = {**SIZES, **special.get(family, {}), "head_dim": 8}
+            values = {**sizes, **special.get(family, {}), "head_dim": 8}
             tiny_model(path, family, "float64", vocab=97, seed=seed, tied=tied, **values)
 
 
@@ -204,9 +207,9 @@ def worker(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
     dist.destroy_process_group()
 
 
-def launch(folder: Path, cases: list[Case], size: int) -> Path:
+def launch(folder: Path, cases: list[Case], size: int, sizes: dict[str, int]) -> Path:
     os.environ["OMP_NUM_THREADS"] = "1"
-    write_models(folder, sorted({case.family for case in cases}))
+    write_models(folder, sorted({case.family for case in cases}), sizes)
     mp.spawn(worker, (size, folder, cases), nprocs=size)
     return folder
 

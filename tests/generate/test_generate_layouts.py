@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from layout_ranks import AGE, FAMILIES, Case, engine_of, found_by, generate, launch, prompts, stored
+from layout_ranks import (
+    AGE,
+    DEEP,
+    FAMILIES,
+    SMALL,
+    Case,
+    engine_of,
+    found_by,
+    generate,
+    launch,
+    prompts,
+    stored,
+)
 
 from realflow.layout import Layout
 from realflow.models.causal import load_model
@@ -38,25 +50,23 @@ ARRIVING = [Case("llama", layout, what="arrivals", slots=4) for layout in ("t2",
 ABORTED = [Case("llama", layout, what="abort", slots=8) for layout in ("t2", "t2p2")]
 WRONG = [Case("llama", "t2", mistake="shard"), Case("llama", "p2", mistake="stage")]
 
-LAYOUTS = [
-    f"d{d}t{t}p{p}" for d in (1, 2, 4, 8) for t in (1, 2, 3, 4, 6) for p in (1, 2, 3, 4) if 1 < d * t * p <= 8
-]
+COUNTS = range(1, 9)
+LAYOUTS = [f"d{d}t{t}p{p}" for d in COUNTS for t in COUNTS for p in COUNTS if 1 < d * t * p <= 8]
 EVERY = [
-    Case(family, layout, sampling, slots=3 + (index + row) % 6)
+    Case(family, layout, ("plain", "restricted", "greedy")[(index + row) % 3], slots=3 + (index + row) % 9)
     for row, family in enumerate(FAMILIES)
     for index, layout in enumerate(LAYOUTS)
-    for sampling in [("plain", "restricted", "greedy")[(index + row) % 3]]
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return launch(tmp_path_factory.mktemp("few"), [*FEW, *REPLACED, *ARRIVING, *ABORTED, *WRONG], 4)
+    return launch(tmp_path_factory.mktemp("few"), [*FEW, *REPLACED, *ARRIVING, *ABORTED, *WRONG], 4, SMALL)
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> Path:
-    return launch(tmp_path_factory.mktemp("every"), EVERY, 8)
+    return launch(tmp_path_factory.mktemp("every"), EVERY, 8, DEEP)
 
 
 def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
