@@ -13,9 +13,9 @@ from realflow.layout import Layout
 from realflow.models.card import Card
 from realflow.models.layouts import accepted, layout_problems, refusals
 from realflow.models.partition import with_head
-from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, idle_ranks
+from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, idle_ranks, needed_reallocs
 from realflow.planfile.check import ENGINES_OF, rule_problems
-from realflow.planfile.holdings import held_by, planned_edges, put_away, users
+from realflow.planfile.holdings import held_by, put_away, users
 from realflow.planfile.ranks import format_ranks
 from realflow.realloc.edges import edge_schedule
 
@@ -80,12 +80,10 @@ def _slots(graph: Graph, call: Call, layout: Layout, given: int | None) -> int:
 
 def _reallocs(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
     """The moves of a step, with the bytes of the very schedules that the run will carry out."""
-    trained = plan.graph.trained()
     found = []
-    for edge in planned_edges(plan.graph, plan.calls):
+    for realloc, edge in needed_reallocs(plan.graph, plan.calls):
         schedule = edge_schedule(plan, edge, cards)
-        source = trained[edge.model].name
-        found.append(ReallocPlan(edge.model, source, edge.call, schedule.bytes, schedule.lower_bound_bytes))
+        found.append(replace(realloc, bytes=schedule.bytes, lower_bound_bytes=schedule.lower_bound_bytes))
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ from planner.sizes import Part, Parts, kv_bytes, passing_bytes, training_bytes
 from realflow.graph.types import Call, Graph
 from realflow.models.card import Card
 from realflow.planfile import CallPlan, Cluster, Plan
-from realflow.planfile.holdings import After, Held, Holding, holdings, planned_edges, put_away
+from realflow.planfile.holdings import After, Held, Holding, follow_edges, holdings, planned_edges, put_away
 
 HOST = "cpu"
 """The kind of a device whose memory is the host's."""
@@ -97,7 +97,7 @@ class _Step:
 
     def __init__(self, graph: Graph, calls: Mapping[str, CallPlan], parts: Parts) -> None:
         self._graph, self._calls, self._parts = graph, calls, parts
-        self._edges = planned_edges(graph, calls)
+        self._edges = (*planned_edges(graph, calls), *follow_edges(graph, calls))
         self._ends = [(_by_rank(edge.sources), _by_rank(edge.destinations)) for edge in self._edges]
         self._away: dict[int, list[tuple[str, Holding, After]]] = defaultdict(list)
         for model in graph.models:

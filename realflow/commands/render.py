@@ -178,7 +178,7 @@ def _reallocs(plan: Plan) -> Table:
     rows = [
         (
             realloc.model,
-            f"{realloc.source} -> {realloc.destination}",
+            f"{realloc.source} -> {realloc.destination or realloc.follower}",
             _bytes(realloc.bytes),
             _bytes(realloc.lower_bound_bytes),
             _seconds(realloc.predicted_seconds),

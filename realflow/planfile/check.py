@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
-from realflow.planfile.holdings import holdings, planned_edges
+from realflow.planfile.holdings import Edge, follow_edges, holdings, planned_edges
 from realflow.planfile.ranks import format_ranks
-from realflow.planfile.types import CallPlan, Engine, Plan
+from realflow.planfile.types import CallPlan, Engine, Plan, ReallocPlan
 
 ENGINES = ("native", "vllm", "python", "train", "infer")
 AFTER = ("keep", "free", "offload")
@@ -76,17 +76,17 @@ def rule_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Prob
     return problems
 
 
-def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[str, str, str, int]]:
-    """`(model, source, destination, holdings that lack the weights)` for every move of a step.
-
-    `source` is the call that trains the model, `destination` the one that needs the new weights in
-    its own layout; see `realflow.planfile.holdings.planned_edges`.
-    """
+def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[ReallocPlan, Edge]]:
+    """Every move of a step, without its bytes, and the edge behind it: the new weights of a model into
+    the holdings of a call that lacks them, and into those of models that follow it."""
     trained = graph.trained()
-    return [
-        (edge.model, trained[edge.model].name, edge.call, len(edge.destinations))
-        for edge in planned_edges(graph, calls)
-    ]
+    found = []
+    for edge in (*planned_edges(graph, calls), *follow_edges(graph, calls)):
+        follower = "" if edge.into == edge.model else edge.into
+        found.append(
+            (ReallocPlan(edge.model, trained[edge.model].name, edge.call, 0, 0, None, follower), edge)
+        )
+    return found
 
 
 def idle_ranks(plan: Plan) -> tuple[int, ...]:
@@ -200,14 +200,13 @@ def _why_not_free(plan: Plan, name: str) -> str | None:
 def _reallocs(plan: Plan) -> list[Problem]:
     """The file lists exactly the moves that the calls need, so that no call runs stale weights."""
     problems = []
-    needed = {(model, source, target) for model, source, target, _ in needed_reallocs(plan.graph, plan.calls)}
-    found: dict[tuple[str, str, str], int] = {}
+    needed = {_move(realloc) for realloc, _ in needed_reallocs(plan.graph, plan.calls)}
+    found: set[str] = set()
     for index, realloc in enumerate(plan.reallocs):
-        where, key = f"reallocs.{index}", (realloc.model, realloc.source, realloc.destination)
-        move = f"{realloc.model} from {realloc.source} to {realloc.destination}"
-        if key in found:
+        where, move = f"reallocs.{index}", _move(realloc)
+        if move in found:
             problems.append(Problem(f"{move} is given twice", where=where))
-        elif key not in needed:
+        elif move not in needed:
             problems.append(
                 Problem(f"{move} is not needed by the layouts of the calls: remove it", where=where)
             )
@@ -218,16 +217,22 @@ def _reallocs(plan: Plan) -> list[Problem]:
                     where=where,
                 )
             )
-        found[key] = index
-    for model, source, target in sorted(needed - set(found)):
-        problems.append(
-            Problem(
-                f"{model} from {source} to {target} is missing: {target} holds other parts of the model "
-                f"than {source}, or on other ranks; make the plan again, or add the realloc",
-                where="reallocs",
-            )
+        found.add(move)
+    problems += [
+        Problem(
+            f"{move} is missing: other parts of the model, or other ranks; make the plan again, or add "
+            "the realloc",
+            where="reallocs",
         )
+        for move in sorted(needed - found)
+    ]
     return problems
+
+
+def _move(realloc: ReallocPlan) -> str:
+    """A move in words, without its bytes."""
+    into = realloc.destination or f"{realloc.follower}, which follows it"
+    return f"{realloc.model} from {realloc.source} to {into}"
 
 
 def _expectations(plan: Plan) -> list[Problem]:

@@ -272,10 +272,11 @@ def _realloc(section: Section) -> ReallocPlan:
     realloc = ReallocPlan(
         model=section.need("model", TEXT, ""),
         source=section.need("source", TEXT, ""),
-        destination=section.need("destination", TEXT, ""),
+        destination="" if "follower" in section.items else section.need("destination", TEXT, ""),
         bytes=section.need("bytes", BYTES, 0),
         lower_bound_bytes=section.need("lower_bound_bytes", BYTES, 0),
         predicted_seconds=section.take("predicted_seconds", _maybe(NUMBER), None),
+        follower=section.take("follower", TEXT, ""),
     )
     section.close(_keys(ReallocPlan))
     return realloc

@@ -79,7 +79,11 @@ class CallPlan:
 
 @dataclass(frozen=True)
 class ReallocPlan:
-    """Weights of `model` move from the layout of call `source` to that of call `destination`."""
+    """Weights of `model` move from the layout of call `source` to that of call `destination`.
+
+    Where `follower` names a model that follows `model`, they move into that one instead, averaged, and
+    `destination` is empty.
+    """
 
     model: str
     source: str
@@ -87,6 +91,7 @@ class ReallocPlan:
     bytes: int
     lower_bound_bytes: int
     predicted_seconds: float | None = None
+    follower: str = ""
 
 
 @dataclass(frozen=True)

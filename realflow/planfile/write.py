@@ -174,7 +174,7 @@ def _realloc(realloc: ReallocPlan) -> dict[str, Any]:
     return {
         "model": realloc.model,
         "source": realloc.source,
-        "destination": realloc.destination,
+        **({"follower": realloc.follower} if realloc.follower else {"destination": realloc.destination}),
         "bytes": realloc.bytes,
         "lower_bound_bytes": realloc.lower_bound_bytes,
         "predicted_seconds": realloc.predicted_seconds,

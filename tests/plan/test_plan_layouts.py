@@ -21,7 +21,7 @@ from realflow.layout import Box, DeviceMesh, Layout
 from realflow.models.card import Card
 from realflow.models.layouts import accepted, nearest, plan_problems, refusals
 from realflow.models.partition import partition
-from realflow.planfile import CallPlan, Cluster, Node, Plan, parse_plan, plan_to_yaml, read_plan
+from realflow.planfile import CallPlan, Cluster, Node, Plan, check_plan, parse_plan, plan_to_yaml, read_plan
 from realflow.planfile.holdings import held_by
 
 GRPO, PPO = (load_graph(find_graph(name)) for name in ("grpo", "ppo"))
@@ -146,6 +146,26 @@ def test_a_relay_is_not_counted_twice_as_lacking() -> None:
 def test_only_trained_models_move() -> None:
     assert plan_of(4, "d4", "ref=t2p2").reallocs == ()
     assert plan_of(4, "t2p2", "rollout=p2@0-1:free").reallocs[0].destination == "rollout"
+
+
+def test_a_model_that_follows_another_gets_its_weights_in_its_own_layout(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = (
+        find_graph("grpo")
+        .read_text()
+        .replace("  ref:    #", "  ref:\n    follows: {model: actor, decay: 0.9}\n    #")
+    )
+    path.write_text(text)
+    graph, cluster = load_graph(path), Cluster((Node("local", 4, "cuda"),))
+    cards = dict.fromkeys(graph.models, TINY)
+    plan = make_plan(graph, cluster, parse_layouts(["t3@0-2", "ref=d1@3"]), cards)
+    (move,) = plan.reallocs
+    assert (move.model, move.source, move.destination, move.follower) == ("actor", "train", "", "ref")
+    assert move.bytes == move.lower_bound_bytes == TINY.weight_bytes("bfloat16")
+    assert plan.memory[3]["buckets"] == move.bytes
+    assert parse_plan(plan_to_yaml(plan)) == plan
+    with pytest.raises(InputError, match="actor from train to ref, which follows it is missing"):
+        check_plan(dataclasses.replace(plan, reallocs=()))
 
 
 def test_six_calls_in_six_layouts() -> None:

@@ -98,8 +98,10 @@ def plans(draw: st.DrawFn) -> Plan:
             predicted_seconds=draw(seconds),
         )
     reallocs = [
-        ReallocPlan(model, source, destination, count + 7, count, draw(seconds))
-        for model, source, destination, count in needed_reallocs(graph, calls)
+        dataclasses.replace(
+            realloc, bytes=count + 7, lower_bound_bytes=count, predicted_seconds=draw(seconds)
+        )
+        for count, (realloc, _) in enumerate(needed_reallocs(graph, calls))
     ]
     causes = st.dictionaries(words, st.integers(0, 2**50), max_size=3)
     start = draw(st.floats(0, 1e3))

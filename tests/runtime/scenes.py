@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from realflow.graph.types import (
     Call,
     DataSpec,
@@ -121,5 +123,8 @@ def place(
         )
         for call in graph.calls
     }
-    reallocs = tuple(realloc for realloc, _ in needed_reallocs(graph, calls))
+    reallocs = tuple(
+        replace(realloc, bytes=len(edge.destinations), lower_bound_bytes=len(edge.destinations))
+        for realloc, edge in needed_reallocs(graph, calls)
+    )
     return Plan(graph, Cluster((Node("local", devices),)), calls, reallocs=reallocs, **more)  # type: ignore[arg-type]
