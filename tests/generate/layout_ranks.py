@@ -20,9 +20,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from realflow.engines.decode import ModuleDecoder
+from realflow.engines.decode import Decoder, ModuleDecoder
+from realflow.engines.fused import FusedDecoder
 from realflow.engines.generate import Finished, NativeEngine, Prompt
 from realflow.engines.lockstep import Arrivals
+from realflow.engines.passes import Pass
+from realflow.engines.static import StaticDecoder
 from realflow.graph.types import Sampling
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.causal import CausalModel, load_model
@@ -46,7 +49,8 @@ AGE = 6  # steps before weights are replaced
 @dataclass(frozen=True)
 class Case:
     """`mistake` is a control; `what` is `samples`, `version` (weights replaced on the way), `arrivals`
-    (feeds that reach the ranks at different times) or `abort`."""
+    (feeds that reach the ranks at different times), `abort`, `frames` (static steps) or `times` (passes
+    that last a while, and when each rank was at one)."""
 
     family: str
     layout: str
@@ -97,6 +101,8 @@ def engine_of(model: CausalModel, case: Case) -> NativeEngine:
     )
     if case.modules:
         engine._decoder = ModuleDecoder(model)
+    if case.what == "frames":
+        engine._decoder = StaticDecoder(FusedDecoder(model), engine._slots.groups, capture=False)
     return engine
 
 
@@ -105,6 +111,8 @@ def generate(model: CausalModel, other: CausalModel, case: Case, place: Place) -
     mine = prompts()[place.dp.index :: place.dp.size]
     if case.what == "arrivals":
         return arriving(engine, mine)
+    if case.what == "times":
+        engine._decoder = Slow(engine._decoder)
     if case.what == "version":
         return with_new_weights(engine, model, other, mine)
     done: dict[int, Finished] = {}
@@ -120,7 +128,27 @@ def generate(model: CausalModel, other: CausalModel, case: Case, place: Place) -
         done |= {f.sample_id: f for f in engine.step()}
         steps += 1
     assert not any(engine._flights)
+    if case.what == "times":
+        SPANS[:] = engine._decoder.spans
     return done
+
+
+SPANS: list[tuple[float, float]] = []
+
+
+class Slow:
+    """A decoder whose passes last a while, without using a core."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.spans: list[tuple[float, float]] = []
+
+    def __call__(self, step: Pass, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        started = time.monotonic()
+        time.sleep(0.03)
+        out = self.decoder(step, hidden)
+        self.spans.append((started, time.monotonic()))
+        return out
 
 
 def with_new_weights(
@@ -200,6 +228,8 @@ def worker(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
         started = time.monotonic()
         found = stored(generate(*models[key], case, place))
         found["seconds"] = torch.tensor(time.monotonic() - started)
+        if case.what == "times":
+            found["spans"] = torch.tensor(SPANS, dtype=torch.float64)
         save_file(found, folder / f"{case.name}.{rank}")
         if case.mistake:
             del models[key]

@@ -48,6 +48,8 @@ FEW = [
 REPLACED = [Case("llama", layout, what="version", slots=14) for layout in ("t2", "p2", "t2p2")]
 ARRIVING = [Case("llama", layout, what="arrivals", slots=4) for layout in ("t2", "p2", "t2p2", "d2t2")]
 ABORTED = [Case("llama", layout, what="abort", slots=8) for layout in ("t2", "t2p2")]
+FRAMED = [Case("qwen3", layout, what="frames") for layout in ("t2", "t2p2", "p3")]
+TIMED = [Case("llama", "p2", what="times", slots=slots) for slots in (4, 1)]
 WRONG = [Case("llama", "t2", mistake="shard"), Case("llama", "p2", mistake="stage")]
 
 COUNTS = range(1, 9)
@@ -61,7 +63,12 @@ EVERY = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return launch(tmp_path_factory.mktemp("few"), [*FEW, *REPLACED, *ARRIVING, *ABORTED, *WRONG], 4, SMALL)
+    return launch(
+        tmp_path_factory.mktemp("few"),
+        [*FEW, *REPLACED, *ARRIVING, *ABORTED, *FRAMED, *TIMED, *WRONG],
+        4,
+        SMALL,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,22 @@ def test_a_wrong_rank_changes_tokens_or_logprobs(folder: Path, case: Case) -> No
 @pytest.mark.parametrize("case", ARRIVING, ids=lambda case: case.name)
 def test_feeds_that_arrive_at_different_times(folder: Path, case: Case) -> None:
     check(folder, case)
+
+
+@pytest.mark.parametrize("case", FRAMED, ids=lambda case: case.name)
+def test_static_steps_of_parts(folder: Path, case: Case) -> None:
+    check(folder, case)
+
+
+def test_stages_work_at_the_same_time(folder: Path) -> None:
+    """Two groups of slots keep both stages busy; with one (the control) they take turns."""
+    shares = []
+    for case in TIMED:
+        first, second = (one["spans"] for one in found_by(folder, case))
+        both = sum(max(0.0, min(b, d) - max(a, c)) for a, b in first.tolist() for c, d in second.tolist())
+        shares.append(both / float((first[:, 1] - first[:, 0]).sum()))
+    assert shares[0] > 0.5
+    assert shares[1] < 0.01
 
 
 @pytest.mark.parametrize("case", ABORTED, ids=lambda case: case.name)
