@@ -6,11 +6,13 @@ masters, Adam's two moments (sharded over dp) and gradients of train calls, unle
 meanwhile; KV caches; the buckets of reallocation; activations and logits of what runs.
 
 What is offloaded goes to host memory, which for a CPU rank is the memory that it has anyway: there
-it is counted, as a cause of its own. What is freed is gone.
+it is counted, as a cause of its own. What is freed is gone after its first use, before which it is
+there as it was loaded.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,10 +88,14 @@ def overfull(plan: Plan) -> dict[tuple[int, int], list[int]]:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What a rank does at a moment, and which holdings of which models it needs for that."""
+    """What a rank does at a moment, and which holdings of which models it needs for that.
+
+    `position` is that of its call among the graph's calls; moves come after all of them.
+    """
 
     running: tuple[Call, ...]
     used: frozenset[tuple[str, Holding]]
+    position: int
 
 
 class _Step:
@@ -131,17 +137,19 @@ class _Step:
         for call in self._here(rank):
             running = [call, *(c for c in self._beside[call.name] if rank in self._calls[c.name].ranks)]
             used = frozenset((str(c.model), self._held[c.name][rank]) for c in running if c.model)
-            yield _Moment(tuple(running), used)
+            yield _Moment(tuple(running), used, self._graph.calls.index(call))
         for edge, (sources, destinations) in zip(self._edges, self._ends, strict=True):
             used = frozenset((edge.model, held) for held in sources.get(rank, ()))
-            yield _Moment((), used | {(edge.into, held) for held in destinations.get(rank, ())})
+            into = {(edge.into, held) for held in destinations.get(rank, ())}
+            yield _Moment((), used | into, len(self._graph.calls))
 
     def _at(self, moment: _Moment, rank: int, kind: str) -> Sizes:
         """Bytes that come and go, at one moment."""
         sizes: Counter[str] = Counter()
         for model, held, after in self._away[rank]:
             size = self._parts.of(model, held).weight_bytes
-            if after == "keep" or (model, held) in moment.used:
+            unused = after == "free" and moment.position < self._first_use(model, held, rank)
+            if after == "keep" or unused or (model, held) in moment.used:
                 sizes["weights"] += size
             elif after == "offload" and kind == HOST:
                 sizes["offloaded"] += size
@@ -159,6 +167,16 @@ class _Step:
                 where = self._calls[call.name]
                 sizes.update(passing_bytes(self._graph, call, where, self._part(call, rank)))
         return dict(sizes)
+
+    def _first_use(self, model: str, held: Holding, rank: int) -> float:
+        """Position of the first call that uses a holding in the first step; infinite where only periodic
+        calls do, which come later."""
+        found = (
+            position
+            for position, call in enumerate(self._graph.calls)
+            if call.model == model and call.every is None and self._held[call.name].get(rank) == held
+        )
+        return next(found, math.inf)
 
     def _part(self, call: Call, rank: int) -> Part:
         return self._parts.of(str(call.model), self._held[call.name][rank])

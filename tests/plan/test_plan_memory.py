@@ -174,6 +174,19 @@ def test_what_is_freed_is_gone_on_any_device() -> None:
     assert away["weights"] == 2 * weights and "offloaded" not in away, "the worst moment is training"
 
 
+def test_what_is_freed_is_there_until_its_first_use() -> None:
+    """The critic's values come after the rollout, in the first step as in all."""
+    ppo = load_graph(find_graph("ppo"), ["prompts=2", "max_new_tokens=2"])
+    layouts = ["d1@0", "values=d1@1:free", "rollout=d1@1"]
+    freed, kept = (
+        plan_of(WIDE, 2, *(text.replace(":free", flag) for text in layouts), graph=ppo).memory[1]["weights"]
+        for flag in (":free", "")
+    )
+    assert freed == kept, "at the rollout both are there"
+    alone = plan_of(WIDE, 2, "d1@0", "values=d1@1:free", "train=d1@1:offload", graph=ppo).memory[1]["weights"]
+    assert alone == WIDE.weight_bytes("bfloat16"), "training comes after the values"
+
+
 def test_equal_holdings_are_counted_once() -> None:
     weights = CARD.weight_bytes("bfloat16")
     assert plan_of(CARD, 2).memory[0]["weights"] == 2 * weights, "actor and ref"
