@@ -5,14 +5,13 @@ local_cluster(devices) / read_cluster(path) -> Cluster
 """
 
 from planner.cluster import local_cluster, read_cluster
-from planner.layouts import EVERY, flag_words, parse_layouts
+from planner.layouts import EVERY, parse_layouts
 from planner.make import Assumptions, make_plan
 from planner.memory import overfull
 
 __all__ = [
     "EVERY",
     "Assumptions",
-    "flag_words",
     "local_cluster",
     "make_plan",
     "overfull",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,23 +11,11 @@ from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.planfile import Cluster
+from realflow.planfile.flags import FLAGS, OF_TRAINING
 from realflow.planfile.ranks import parse_ranks
 
 EVERY = "*"
 """The key of a layout that holds for every call without one of its own."""
-
-FLAGS: Mapping[str, tuple[str, Any]] = {
-    "1f1b": ("schedule", "1f1b"),
-    "zero_bubble": ("schedule", "zero_bubble"),
-    "recompute": ("recompute", True),
-    "sequence_parallel": ("sequence_parallel", True),
-    "keep": ("after", "keep"),
-    "offload": ("after", "offload"),
-    "free": ("after", "free"),
-}
-"""A word after the colon -> the key of a call in the plan file, and its value."""
-
-_OF_TRAINING = ("schedule", "recompute", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ def _fitted(call: Call, given: Choice) -> Choice:
     return Choice(
         given.layout,
         given.ranks,
-        {key: value for key, value in given.flags.items() if key not in _OF_TRAINING},
+        {key: value for key, value in given.flags.items() if key not in OF_TRAINING},
     )
 
 
@@ -152,11 +140,3 @@ def _flag_problem(word: str, given: Mapping[str, str]) -> str | None:
     if before == word:
         return f"{word} is given twice"
     return f"{before} and {word} exclude each other" if before else None
-
-
-def flag_words(values: Mapping[str, Any]) -> Iterator[str]:
-    """The words for keys of a call that are not the default; `read_choice` reads them."""
-    defaults = {"schedule": "1f1b", "recompute": False, "sequence_parallel": False, "after": "keep"}
-    for word, (key, value) in FLAGS.items():
-        if values[key] == value != defaults[key]:
-            yield word

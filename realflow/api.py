@@ -56,8 +56,9 @@ def plan(
 ) -> Plan:
     """Plan a graph on this machine (`devices` of it) or on a cluster.
 
-    `layouts` is one layout for all calls (`"d2"`) or one for each (`{"rollout": "d2@0-1"}`, `"*"`
-    for the others); without it each call runs on all devices. `overrides` go with a graph's name.
+    `layouts` is one layout for all calls (`"d2"`) or one for each (`{"rollout": "d2t2@0-3", "train":
+    "p2:zero_bubble,offload"}`, `"*"` for the others), as `--layout` of `realflow plan` takes them; without
+    it each call runs data-parallel on all devices. `overrides` go with a graph's name.
     Raises InputError for what is wrong or cannot run yet, RunError where a card cannot be made.
     """
     if devices is not None and cluster is not None:

@@ -10,13 +10,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner import flag_words, overfull
+from planner import overfull
 from realflow.graph import describe
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.card import Card
 from realflow.models.layouts import is_cut
 from realflow.models.partition import Partition, Stage, partition, with_head
 from realflow.planfile import Plan, idle_ranks
+from realflow.planfile.flags import flag_words
 from realflow.planfile.ranks import format_ranks
 
 _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
@@ -112,7 +113,7 @@ def _calls(plan: Plan) -> Table:
                 chosen.engine,
                 "" if call.op == "function" else str(chosen.micro_batch_tokens),
                 str(chosen.slots) if call.op == "generate" else "",
-                " ".join(flag_words(vars(chosen))),
+                " ".join(flag_words(chosen)),
                 _seconds(chosen.predicted_seconds),
             )
         )

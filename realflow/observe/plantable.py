@@ -10,6 +10,7 @@ from realflow.graph import to_svg
 from realflow.graph.types import Graph
 from realflow.observe.rundata import RunData
 from realflow.planfile import Plan
+from realflow.planfile.flags import flag_words
 
 _MOST_RANKS = 16
 
@@ -76,10 +77,10 @@ def _calls(plan: Plan) -> str:
                 str(how.layout),
                 how.engine,
                 batch if model else "",
-                how.after if model else "",
+                " ".join(flag_words(how)),
             )
         )
-    head = ("call", "op", "model", "function", "ranks", "layout", "engine", "at once", "weights after")
+    head = ("call", "op", "model", "function", "ranks", "layout", "engine", "at once", "flags")
     return _table("Calls and where they ran", head, rows)
 
 
@@ -87,7 +88,7 @@ def _reallocs(plan: Plan) -> str:
     rows = [
         (
             entry.model,
-            f"{entry.source} → {entry.destination}",
+            f"{entry.source} → {entry.destination or entry.follower}",
             _size(entry.bytes),
             _size(entry.lower_bound_bytes),
         )

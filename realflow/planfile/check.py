@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
+from realflow.planfile.flags import OF_TRAINING
 from realflow.planfile.holdings import Edge, follow_edges, holdings, planned_edges
 from realflow.planfile.ranks import format_ranks
 from realflow.planfile.types import CallPlan, Engine, Plan, ReallocPlan
@@ -161,7 +162,7 @@ def _flag_problems(call: Call, where: CallPlan) -> Iterator[tuple[str, str]]:
     if call.op == "function" and where.after != "keep":
         yield "after", f"{where.after}, but {call.name} is a function and holds no weights: use keep"
     if call.op != "train":
-        for key in ("schedule", "recompute", "sequence_parallel"):
+        for key in OF_TRAINING:
             if getattr(where, key) != getattr(CallPlan, key):
                 default = str(getattr(CallPlan, key)).lower()
                 yield key, f"only train calls have it, and {call.name} is {call.op}: use {default}"

@@ -12,6 +12,7 @@ import yaml
 
 from realflow.errors import InputError, Problem
 from realflow.graph import graph_to_mapping
+from realflow.planfile.flags import OF_TRAINING
 from realflow.planfile.ranks import format_ranks
 from realflow.planfile.types import FORMAT, CallPlan, Cluster, Plan, ReallocPlan, TimelineEntry
 
@@ -19,12 +20,11 @@ _LIST_LIMIT = 16  # longer sets of ranks are written as ranges
 # Text that stays text in any YAML dialect; all other text is quoted, because the dumper's own
 # rules are those of YAML 1.1, where `1e-5` is text and `on` is not.
 _PLAIN = re.compile(r"[A-Za-z_][\w./:-]*( [A-Za-z_][\w./-]*)*|\d+ [a-z]+|\d+-\d+|[\w./-]*/[\w./-]+", re.ASCII)
-_OF_TRAINING = ("schedule", "recompute", "sequence_parallel")
 _UNUSED = {
-    "generate": _OF_TRAINING,
-    "infer": ("slots", *_OF_TRAINING),
+    "generate": OF_TRAINING,
+    "infer": ("slots", *OF_TRAINING),
     "train": ("slots",),
-    "function": ("slots", "micro_batch_tokens", "after", *_OF_TRAINING),
+    "function": ("slots", "micro_batch_tokens", "after", *OF_TRAINING),
 }
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -161,7 +161,7 @@ def _call(call: CallPlan, op: str) -> dict[str, Any]:
         "micro_batch_tokens": call.micro_batch_tokens,
         "slots": call.slots,
         "after": call.after,
-        **{key: getattr(call, key) for key in _OF_TRAINING},
+        **{key: getattr(call, key) for key in OF_TRAINING},
         "predicted_seconds": call.predicted_seconds,
     }
     for key in _UNUSED[op]:

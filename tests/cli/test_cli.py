@@ -322,7 +322,9 @@ def test_a_model_beside_the_graph_goes_before_the_current_folder(
     assert "note:" not in ok(capsys, "check", "project/mine.yaml", "model=here")
 
 
-def test_how_models_are_cut(capsys: pytest.CaptureFixture[str], model_cache: Path) -> None:
+def test_how_models_are_cut(
+    capsys: pytest.CaptureFixture[str], model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = "plan grpo model=small-llama --devices 4 --layout d2t2 --layout train=t2p2:zero_bubble,recompute"
     ok(capsys, *argv.split(), "--layout", "ref=d1@3:offload", "-o", "p.yaml")
     train = read_plan("p.yaml").calls["train"]
@@ -333,6 +335,10 @@ def test_how_models_are_cut(capsys: pytest.CaptureFixture[str], model_cache: Pat
     assert "actor (rollout) 0 0-3 embedding, 0-3, head 4+5 3 each" in lines
     assert "actor (train) 0 0-1 embedding, 0-1 4+5 3 each" in lines
     assert "actor (train) 1 2-3 2-3, head 4+5 3 each" in lines
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = ok(capsys, "explain", "p.yaml").splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert any(line.strip() == "recompute" for line in narrow), "a flag is one word"
     for path in (model_cache / "cards").iterdir():
         path.unlink()
     assert "How actor is cut: its card is not on this machine." in ok(capsys, "explain", "p.yaml")
@@ -456,6 +462,14 @@ def test_python_interface(launched: Launched) -> None:
     plan = realflow.plan(graph, devices=3, layouts={"rollout": "d2@0-1", "*": "d1@2"})
     assert plan.calls["rollout"].ranks == (0, 1) and plan.calls["train"].ranks == (2,)
     assert realflow.plan("grpo", devices=2, layouts="d2", overrides=["steps=2"]).graph == graph
+    cut = realflow.plan(
+        "grpo",
+        devices=4,
+        overrides=["model=small-llama"],
+        layouts={"*": "d2t2", "train": "p2@2-3:recompute"},
+    )
+    assert (str(cut.calls["train"].layout), cut.calls["train"].recompute) == ("d1t1p2", True)
+    assert [realloc.destination for realloc in cut.reallocs] == ["rollout"]
     result = realflow.run(plan, name="first", quiet=True)
     assert (result.run_dir, launched.calls) == (Path("runs/first"), [(plan, Path("runs/first"), True)])
     realflow.run("grpo", overrides=["steps=2"], devices=1)

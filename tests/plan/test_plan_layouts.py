@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_cards import STYLES, llama_card
 
-from planner import flag_words, make_plan, parse_layouts
-from planner.layouts import FLAGS, read_choice
+from planner import make_plan, parse_layouts
+from planner.layouts import read_choice
 from realflow.errors import InputError
 from realflow.graph import find_graph, load_graph
 from realflow.layout import Box, DeviceMesh, Layout
@@ -22,6 +22,7 @@ from realflow.models.card import Card
 from realflow.models.layouts import accepted, nearest, plan_problems, refusals
 from realflow.models.partition import partition
 from realflow.planfile import CallPlan, Cluster, Node, Plan, check_plan, parse_plan, plan_to_yaml, read_plan
+from realflow.planfile.flags import FLAGS, flag_words
 from realflow.planfile.holdings import held_by
 
 GRPO, PPO = (load_graph(find_graph(name)) for name in ("grpo", "ppo"))
@@ -63,7 +64,7 @@ def test_flags_are_read_in_any_order(
     call = CallPlan(chosen.ranks, chosen.layout, "train", **chosen.flags)
     assert call.schedule == (schedule or "1f1b") and call.after == (after or "keep")
     assert (call.recompute, call.sequence_parallel) == (recompute, sequence)
-    assert set(flag_words(vars(call))) == set(words) - {"1f1b", "keep"}
+    assert set(flag_words(call)) == set(words) - {"1f1b", "keep"}
 
 
 @given(st.text(max_size=12), st.text("dtp@:,=-0123456789rec", max_size=14))
