@@ -81,7 +81,10 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, last = (statistics.fmean(part) for part in (rewards[:few], rewards[-few:]))
     timed = rows[1:] or rows
     seconds = [row["timing_s/step"] for row in timed]
-    realloc = [sum(v for k, v in row.items() if _is_realloc(k, "seconds")) for row in timed]
+    realloc = [
+        sum(v for k, v in row.items() if _is_realloc(k, "seconds") or _is_realloc(k, "verify_seconds"))
+        for row in timed
+    ]
     return {
         "reward_first": first,
         "reward_last": last,

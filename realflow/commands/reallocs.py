@@ -61,7 +61,11 @@ def _side(held: Sequence[Held]) -> str:
 def _predicted(plan: Plan, edge: Edge) -> float | None:
     """The seconds that the plan expects of an edge."""
     for realloc in plan.reallocs:
-        if (realloc.model, realloc.destination) == (edge.model, edge.call):
+        if (realloc.model, realloc.destination, realloc.follower or realloc.model) == (
+            edge.model,
+            edge.call,
+            edge.into,
+        ):
             return realloc.predicted_seconds
     return None
 

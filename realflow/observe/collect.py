@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from realflow.graph.types import Graph
@@ -16,6 +16,12 @@ class _StepReport:
     stats: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    moves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Dispatch of a reallocation -> its numbers."""
+
+
+MOVES = "realloc/"
+"""What the names of a reallocation's numbers begin with."""
 
 
 def merge_stats(into: dict[str, list[float]], stats: Mapping[str, list[float]]) -> None:
@@ -40,7 +46,10 @@ class Collector:
         """Take a rank's report of a dispatch of `call`; `step` is -1 between steps. Returns its spans."""
         spans = [Span(done.rank, done.dispatch, start, end) for start, end in done.spans]
         report = self._between if step < 0 else self._reports.setdefault(step, _StepReport())
-        merge_stats(report.stats, done.stats)
+        moved = {name: entry for name, entry in done.stats.items() if name.startswith(MOVES)}
+        if moved:
+            merge_stats(report.moves.setdefault(done.dispatch, {}), moved)
+        merge_stats(report.stats, {name: e for name, e in done.stats.items() if name not in moved})
         report.values.update(done.values)
         report.spans.extend(spans)
         return spans
@@ -51,13 +60,10 @@ class Collector:
         self._between = _StepReport()
         spans = report.spans + between.spans
         merge_stats(report.stats, between.stats)
-        metrics = {**between.values, **report.values}
+        metrics = {**between.values, **report.values, **_moved(between.moves.values())}
         for name, (total, count, low, high) in report.stats.items():
             if name.endswith("_ratio"):  # a share: only its mean says something
                 metrics[name] = total / count
-                continue
-            if name.startswith("realloc/"):  # bytes of all ranks; seconds of the slowest
-                metrics[name] = total if name.endswith("/bytes") else high
                 continue
             metrics[f"{name}/mean"] = total / count
             metrics[f"{name}/max"] = high
@@ -79,3 +85,13 @@ class Collector:
         if tokens and seconds > 0:
             metrics["perf/tokens_per_second"] = tokens[0] / seconds
         return metrics
+
+
+def _moved(dispatches: Iterable[Mapping[str, list[float]]]) -> dict[str, float]:
+    """The reallocations of a step, added up: of each the bytes of all ranks, and the seconds and the
+    bytes sent of the rank that has most."""
+    metrics: dict[str, float] = {}
+    for numbers in dispatches:
+        for name, (total, _, _, high) in numbers.items():
+            metrics[name] = metrics.get(name, 0.0) + (total if name.endswith("/bytes") else high)
+    return metrics

@@ -61,9 +61,9 @@ class Hosts:
         for call in plan.graph.calls:
             if call.model is not None and rank in plan.calls[call.name].ranks:
                 self._load(call, call.model)
-        for host in self._parts.values():
-            if host.after == "offload":  # what is freed is needed once, before anything moves
-                host.put_away()
+                host = self._parts[call.model, self._holding(call)]
+                if host.after == "offload":  # what is freed is needed once, before anything moves
+                    host.put_away()
 
     def _load(self, call: Call, name: str) -> None:
         spec, where, path = self._plan.graph.models[name], self._plan.calls[call.name], self._path(name)
@@ -74,6 +74,7 @@ class Hosts:
             model = load_model(path, dtype=spec.dtype, device=self._device, place=place, head=spec.head)
             after = put_away(self._plan.graph, self._plan.calls, name)[self.rank, key[1]]
             self._parts[key] = Host(model, Residence(model.flat.storage), after)
+        self._parts[key].residence.restore()
         view = replace(
             self._parts[key].model,
             place=place,

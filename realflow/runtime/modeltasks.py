@@ -146,14 +146,15 @@ class ModelTasks:
         spans = Spans()
         part = self._link.slice(message.edge).result()
         with spans:
-            moved = self._moves.run(part, message.version)
-        name, received = f"realloc/{part.into}", float(moved.received_bytes)
-        stats = {
-            f"{name}/bytes": [received, 1.0, received, received],
-            f"{name}/sent_bytes": [float(moved.sent_bytes), 1.0, *[float(moved.sent_bytes)] * 2],
-            f"{name}/seconds": [moved.seconds, 1.0, moved.seconds, moved.seconds],
-            f"{name}/floor_seconds": [part.floor_seconds, 1.0, *[part.floor_seconds] * 2],
+            moved, verify = self._moves.run(part, message.version)
+        numbers = {
+            "bytes": float(moved.received_bytes),
+            "sent_bytes": float(moved.sent_bytes),
+            "seconds": moved.seconds,
+            "verify_seconds": verify,
+            "floor_seconds": part.floor_seconds,
         }
+        stats = {f"realloc/{part.into}/{name}": [x, 1.0, x, x] for name, x in numbers.items()}
         self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def save(self, message: Save) -> None:

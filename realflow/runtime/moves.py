@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,10 +38,11 @@ class Moves:
         self._buckets = Buckets(device=device)
         self._edges: dict[str, _Edge] = {}
 
-    def run(self, part: Slice, version: int) -> Moved:
+    def run(self, part: Slice, version: int) -> tuple[Moved, float]:
         """Move weights of `version` along the edge of a slice; all ranks of the edge do it together.
 
         Checksums at both ends are compared: of every parameter the first time, then of a sample.
+        Returns what was moved, and the seconds that the comparison took.
         """
         read, write = self._holdings(part.model, part.read), self._holdings(part.into, part.write)
         for host in (*read, *write):
@@ -50,11 +52,13 @@ class Moves:
         edge = self._edges[part.edge]
         average = part.decay > 0
         moved = edge.work.run(record=average)
+        started = time.perf_counter()
         edge.work.verify(share=1.0 if edge.uses == 0 else edge.share, seed=version)
+        seconds = time.perf_counter() - started
         edge.uses += 1
         for host in (*read, *(write if average else [])):  # else the call that needs them comes next
             host.put_away()
-        return moved
+        return moved, seconds
 
     def _holdings(self, model: str, numbers: Sequence[Sequence[int]]) -> list[Host]:
         return [self._hosts.part(model, Holding(*holding)) for holding in numbers]

@@ -50,8 +50,10 @@ def test_what_happens_between_steps_counts_for_the_next() -> None:
         }
         done = DispatchDone("realloc:actor:rollout@v2", rank, stats, {}, [[1.0, 1.0 + seconds]])
         collector.add(-1, "realloc:actor:rollout", done)
+    other = {"realloc/actor/bytes": [8.0, 1.0, 8.0, 8.0], "realloc/actor/seconds": [0.5, 1.0, 0.5, 0.5]}
+    collector.add(-1, "realloc:actor:probe", DispatchDone("realloc:actor:probe@v2", 0, other))
     metrics = collector.finish(1, 1.0, 2.0)
-    assert metrics["realloc/actor/bytes"] == 150.0
-    assert metrics["realloc/actor/seconds"] == 0.3
+    assert metrics["realloc/actor/bytes"] == 158.0, "of all ranks"
+    assert metrics["realloc/actor/seconds"] == 0.3 + 0.5, "of the slowest rank, of both moves"
     assert metrics["perf/idle_fraction"] == pytest.approx(0.7)
     assert "realloc/actor/bytes" not in collector.finish(2, 2.0, 3.0)

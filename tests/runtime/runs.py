@@ -59,10 +59,29 @@ steps: ${{steps}}
 checkpoint: {{every: 2 steps}}
 """
 
+OPTIONS = "    options: {kl_coef: 0.05}\n"
+
 REWARDS = """\
+import os
 import pathlib
 import re
+import signal
 import time
+
+from realflow.algorithms.losses import ppo_clip
+from realflow.graph.functions import loss
+
+READS = {"old_logprobs": "token float field=logprobs", "advantages": "sample float"}
+
+@loss(reads=READS, needs=("logprobs", "entropy"))
+def slow_loss(logprobs, entropy, old_logprobs, advantages):
+    (pathlib.Path(__file__).parent / "training.txt").touch()
+    time.sleep(3)
+    return ppo_clip(logprobs, entropy, old_logprobs, advantages)
+
+@loss(reads=READS, needs=("logprobs", "entropy"))
+def deadly_loss(logprobs, entropy, old_logprobs, advantages):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def letters(completions, answer, **columns):
     return [sum(c.isalpha() for c in text) / 8 + 0.01 * len(a) for text, a in zip(completions, answer)]
@@ -104,7 +123,14 @@ def slow(completions, **columns):
 """
 
 
-def write_graph(folder: Path, *, reward: str = "my_rewards:letters", timeout: float = 60) -> Path:
+def write_graph(
+    folder: Path,
+    *,
+    reward: str = "my_rewards:letters",
+    timeout: float = 60,
+    loss: str = "losses.ppo_clip",
+    follows: str = "",
+) -> Path:
     """A graph file with its data, rewards and model beside it."""
     model = tiny_model(folder / "model", dtype="float64", seed=3)
     rows = [{"prompt": f"{'ab' * (i % 5)}{i}+{i % 3}=", "answer": str(i) * (1 + i % 3)} for i in range(24)]
@@ -112,6 +138,10 @@ def write_graph(folder: Path, *, reward: str = "my_rewards:letters", timeout: fl
     (folder / "my_rewards.py").write_text(REWARDS)
     path = folder / "tiny.yaml"
     text = GRAPH.format(model=model, data=folder / "prompts.jsonl", reward=reward, timeout=timeout)
+    if loss != "losses.ppo_clip":
+        text = text.replace("    use: losses.ppo_clip", f"    use: {loss}").replace(OPTIONS, "")
+    if follows:
+        text = text.replace("  ref:\n    path", f"  ref:\n    follows: {follows}\n    path")
     path.write_text(text)
     return path
 
@@ -131,6 +161,25 @@ def samples(run_dir: Path) -> dict[int, dict[str, Any]]:
     return {row["sample_id"]: row for row in rows}
 
 
-def weights(run_dir: Path, step: int = 3) -> dict[str, torch.Tensor]:
-    """The trained weights of a checkpoint."""
-    return load_file(run_dir / "checkpoints" / f"step-{step:06d}" / "actor" / "model.safetensors")
+def weights(run_dir: Path, step: int = 3, model: str = "actor") -> dict[str, torch.Tensor]:
+    """The weights of a model in a checkpoint, whatever files they are in."""
+    folder = run_dir / "checkpoints" / f"step-{step:06d}" / model
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        part = load_file(file)
+        assert not found.keys() & part.keys()
+        found |= part
+    return found
+
+
+def close(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+) -> float:
+    """Assert that two models went the same way from `start` (1e-8); returns the largest step of a weight."""
+    assert ours.keys() == theirs.keys() == start.keys()
+    moved = 0.0
+    for name, value in theirs.items():
+        update, other = (w.double() - start[name].double() for w in (value, ours[name]))
+        assert torch.linalg.norm(other - update) <= 1e-8 * torch.linalg.norm(update), name
+        moved = max(moved, float(update.abs().max()))
+    return moved

@@ -32,10 +32,12 @@ SAMPLES = r"samples? \d+(, \d+)*(, \.\.\.)?: "
 
 @pytest.fixture(scope="module")
 def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan on two ranks whose rewards take half a second each, so that there is time to strike."""
+    """A plan on two ranks that need each other in every model call, whose rewards take half a second
+    each, so that there is time to strike."""
     folder = tmp_path_factory.mktemp("failures")
     graph = load_graph(write_graph(folder, reward="my_rewards:slow"), ["steps=50"])
-    write_plan(plan(graph, devices=2), folder / "plan.yaml")
+    layouts = {"rollout": "t2", "train": "p2"}
+    write_plan(plan(graph, devices=2, layouts=layouts), folder / "plan.yaml")
     return folder / "plan.yaml"
 
 
@@ -207,13 +209,52 @@ def test_a_reward_that_never_lets_go_of_the_interpreter(tmp_path: Path) -> None:
     check_whole(tmp_path / "run")
 
 
+def test_a_rank_lost_in_a_pipeline(tmp_path: Path) -> None:
+    """The last stage dies in its loss; the first one waits for gradients from it."""
+    graph = write_graph(tmp_path, loss="my_rewards:deadly_loss")
+    with pytest.raises(RunError, match=r"rank 1 has died .* during train@0") as caught:
+        execute(graph, tmp_path / "run", 2, train="p2")
+    assert "rank 0: train@0" in str(caught.value)
+    check_whole(tmp_path / "run")
+
+
+def test_a_rank_lost_in_a_reallocation(tmp_path: Path) -> None:
+    """Rank 2 is stopped while rank 0 trains, and killed when the others wait for it in the realloc."""
+    graph = load_graph(write_graph(tmp_path, loss="my_rewards:slow_loss"), ["minibatches=1"])
+    layouts = {"train": "d1@0", "rollout": "t2@1-2", "ref": "d1@0", "reward": "d1@0", "credit": "d1@0"}
+    write_plan(plan(graph, devices=3, layouts=layouts), tmp_path / "plan.yaml")
+    run_dir = tmp_path / "run"
+    supervisor = start(tmp_path / "plan.yaml", run_dir)
+    try:
+        wait_for(lambda: (tmp_path / "training.txt").exists())
+        workers = [p for p in processes(run_dir, MODULES["worker"]) if "-n" not in p.cmdline()]
+        (victim,) = [p for p in workers if p.environ()["OMPI_COMM_WORLD_RANK"] == "2"]
+        victim.suspend()
+        wait_for(lambda: at_step(run_dir))
+        time.sleep(1.0)
+        everyone = psutil.Process(supervisor.pid).children(recursive=True)
+        victim.kill()
+        started = time.monotonic()
+        _, told = supervisor.communicate(timeout=60)
+        _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
+        assert not alive
+        assert time.monotonic() - started < SECONDS
+    finally:
+        supervisor.kill()
+    assert supervisor.returncode == 1
+    assert "rank 2 has died (its process is gone) during realloc:actor:rollout@v1" in told, told
+    assert "rank 0: realloc:actor:rollout@v1" in told
+    assert "Traceback" not in told
+    check_whole(run_dir)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("victim", ["worker", "master"])
 @pytest.mark.parametrize("number", range(6))
 def test_kill_at_any_moment(tmp_path: Path, victim: str, number: int) -> None:
     """Kills at random moments of a run that saves after every second step and moves weights in each."""
     graph = load_graph(write_graph(tmp_path), ["steps=2000"])
-    layouts = {"rollout": "d2@0-1", "train": "d1@0", "ref": "d1@1"}
+    layouts = {"rollout": "t2@0-1", "train": "p2@0-1", "ref": "d1@1"}
     write_plan(plan(graph, devices=2, layouts=layouts), tmp_path / "plan.yaml")
     run_dir = tmp_path / "run"
     supervisor, module = start(tmp_path / "plan.yaml", run_dir), MODULES[victim]

@@ -1,0 +1,73 @@
+"""`realflow explain plan.yaml --realloc`: the numbers of each edge, for people."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import write_graph
+
+from realflow.api import plan
+from realflow.cli import main
+from realflow.commands.reallocs import render_reallocs
+from realflow.graph import load_graph
+from realflow.models.card import card
+from realflow.planfile import Cluster, Node, Plan, write_plan
+from realflow.planfile.holdings import planned_edges
+from realflow.realloc.edges import edge_schedule, topology
+from realflow.realloc.topology import loads
+
+LAYOUTS = {"rollout": "t2@2-3", "train": "p2@0-1", "ref": "d2@0-1", "reward": "d2@2-3", "credit": "d1@0"}
+
+
+@pytest.fixture(scope="module")
+def graph_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("explain"), follows="{model: actor, decay: 0.9}")
+
+
+def shown(made: Plan) -> str:
+    out = io.StringIO()
+    render_reallocs(made, Console(file=out, width=120, highlight=False))
+    return out.getvalue()
+
+
+def test_bytes_bounds_loads_and_floor(graph_file: Path) -> None:
+    nodes = tuple(Node(f"node{index}", 2, "cuda", 80 << 30) for index in range(2))
+    made = plan(load_graph(graph_file), cluster=Cluster(nodes), layouts=LAYOUTS)
+    text = shown(made)
+    (edge,) = planned_edges(made.graph, made.calls)
+    found = card(made.graph.models["actor"].path)
+    known = topology(made.cluster)
+    numbers = loads(edge_schedule(made, edge, {"actor": found}), known)
+    assert numbers.bytes == numbers.lower_bound_bytes == made.reallocs[0].bytes
+    move, follow, _ = re.split(r"\n(?=ref follows|Seconds)", text)
+    assert move.startswith("actor for rollout: p0/2 on 0, p1/2 on 1 -> t0/2 on 2, t1/2 on 3")
+    for value in (
+        numbers.bytes,
+        numbers.between_nodes_bytes,
+        numbers.busiest_bound_bytes,
+        *(link.bytes for link in numbers.links[:4]),
+    ):
+        assert f"{value:,}" in move, value
+    assert numbers.floor_seconds
+    assert re.search(r"floor +[\d.e-]+ ms", move)
+    assert "rank 0 sends to other nodes" in move
+    assert follow.startswith("ref follows actor: p0/2 on 0, p1/2 on 1 -> whole on 0-1")
+    assert "taken as 450 GB/s for a rank inside its node and 50 GB/s to other nodes" in text
+
+
+def test_a_plan_whose_calls_have_their_weights(tmp_path: Path) -> None:
+    made = plan(load_graph(write_graph(tmp_path)), devices=2)
+    assert shown(made) == "Reallocation: none, every call has its weights.\n"
+
+
+def test_the_command(graph_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plan(load_graph(graph_file), devices=2, layouts={"train": "p2", "rollout": "t2"})
+    path = write_plan(made, tmp_path / "plan.yaml")
+    assert main(["explain", str(path), "--realloc"]) == 0
+    told = capsys.readouterr().out
+    assert "actor for rollout: p0/2 on 0, p1/2 on 1 -> t0/2 on 0, t1/2 on 1" in told
+    assert "lower bound" in told and "no choice has less than" in told
