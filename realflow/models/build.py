@@ -22,6 +22,8 @@ from transformers import (
 from realflow.errors import InputError
 from realflow.models import attention
 
+_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
 HEADS = ("lm", "value", "reward")
 
 
@@ -59,6 +61,7 @@ def build_module(folder: Path, dtype: torch.dtype, head: str) -> PreTrainedModel
         raise InputError(
             f"model {folder}: {type(module).__name__} has the buffer {lost[0]}, left without a value"
         )
+    _check_layers(module, folder)
     if head == "lm":
         _check_head(module, folder)
     return module
@@ -76,6 +79,25 @@ class _Hollow(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _check_layers(module: PreTrainedModel, folder: Path) -> None:
+    """Packed sequences may meet in attention alone, which keeps them apart."""
+    kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_KINDS
+    mixing = next((type(part).__name__ for part in module.modules() if isinstance(part, nn.Conv1d)), None)
+    if kinds or mixing:
+        raise InputError(
+            f"model {folder}: {type(module).__name__} has layers of the kind "
+            f"{mixing or sorted(kinds)[0]}, which mix the tokens of packed sequences; expected full and "
+            "sliding-window attention only"
+        )
+
+
+class _Output(SimpleNamespace):
+    """A base model's output; what else a model's forward reads of one is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 class _Known(nn.Module):
     """Stands for a base model: its hidden states are `states`."""
 
@@ -83,11 +105,9 @@ class _Known(nn.Module):
         super().__init__()
         self.states = states
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the language model's forward reads of a base model's output."""
-        return SimpleNamespace(
-            last_hidden_state=self.states, past_key_values=None, hidden_states=None, attentions=None
-        )
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        """Whatever goes in, `states` come out."""
+        return _Output(last_hidden_state=self.states)
 
 
 def _check_head(module: PreTrainedModel, folder: Path) -> None:

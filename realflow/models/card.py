@@ -25,7 +25,7 @@ import realflow
 from realflow.errors import InputError, Problem
 from realflow.models.paths import cache_dir
 
-FORMAT = 1
+FORMAT = 2
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _VOLATILE = {"_name_or_path", "transformers_version"}
 _DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -53,7 +53,7 @@ class Card:
     `parameters` are in module order, a tied one once; `tied` maps every other name of a tied
     parameter to the one in `parameters`. `tensor_styles` and `pipeline_styles` are the model's
     own `tp_plan` and `pp_plan` (prefixes and head merged): module pattern -> style, and module ->
-    (inputs, outputs).
+    (inputs, outputs); the latter is empty where the modules do not keep to it.
     """
 
     hash: str
@@ -197,6 +197,8 @@ def build(folder: Path) -> Card:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from realflow.models.stages import keeps_stages
+
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     dtype = config.dtype or torch.float32
     with torch.device("meta"):
@@ -231,7 +233,9 @@ def build(folder: Path) -> Card:
         tensor_styles=dict(sorted(model.tp_plan.items())),
         pipeline_styles={
             name: (tuple(inputs), tuple(outputs)) for name, (inputs, outputs) in sorted(model.pp_plan.items())
-        },
+        }
+        if keeps_stages(model)
+        else {},
     )
 
 

@@ -38,6 +38,11 @@ class Checkpoint:
         kinds = {file.get_slice(key).get_dtype() for key, file in self._where.items()}
         return {_DTYPES[kind] for kind in kinds if kind in _DTYPES}
 
+    @property
+    def names(self) -> set[str]:
+        """The names of the tensors."""
+        return set(self._where)
+
     def shape(self, key: str) -> tuple[int, ...] | None:
         """That of a tensor, None where there is none of this name."""
         return tuple(self._where[key].get_slice(key).get_shape()) if key in self._where else None
@@ -107,9 +112,11 @@ def stored_names(
                 )
             )
     if missing:
-        problems.append(
-            Problem(f"the checkpoint lacks {len(missing)} tensors, such as {missing[0]}", where="model")
-        )
+        text = f"the checkpoint lacks {len(missing)} tensors, such as {missing[0]}"
+        others = sorted(checkpoint.names - {*found.values()})
+        if others:
+            text += f" (it has {len(others)} that are not the model's, such as {others[0]})"
+        problems.append(Problem(text, where="model"))
     if problems:
         raise InputError([Problem(p.message, where=p.where, file=str(checkpoint.folder)) for p in problems])
     return found

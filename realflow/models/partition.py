@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -283,8 +283,8 @@ def _refusals(card: Card, layout: Layout) -> Iterator[Problem]:
         )
     if layout.pp > 1 and not card.pipeline_styles:
         yield Problem(
-            f"{card.architecture} publishes no pipeline plan (pp_plan), so its layers cannot be divided "
-            f"into stages: use p1",
+            f"{card.architecture} publishes no pipeline plan (pp_plan) that its layers keep to, so that "
+            f"they cannot be divided into stages: use p1",
             where="layout",
         )
     if layout.tp > 1:
@@ -306,40 +306,60 @@ def _tensor_refusals(card: Card, tp: int) -> Iterator[Problem]:
             yield refuse(
                 f"it has {limit} {what}; t{tp} needs at least {tp}: use t1 to t{min(limits.values())}"
             )
-    unknown: dict[str, str] = {}
-    parents: dict[str, set[str]] = {}
+    problem = _style_problem(card) or _block_problem(card)
+    if problem:
+        yield refuse(f"{problem}: use t1")
+
+
+def _style_problem(card: Card) -> str | None:
+    """A tensor style that is not known where it stands."""
     for parameter in card.parameters:
-        style = style_of(card, parameter.name)
-        module = parameter.name.rpartition(".")[0]
+        style, module = style_of(card, parameter.name), parameter.name.rpartition(".")[0]
         inside = _LAYER.match(parameter.name) is not None
-        known = (COLUMN, ROW, SUMMED, "") if inside else (HEAD, EMBEDDING, "")
-        if style not in known:
-            unknown.setdefault(style, module)
-        elif inside and style in (COLUMN, ROW):
-            parent, _, leaf = module.rpartition(".")
-            parents.setdefault(parent, set()).add(f"{leaf}:{style}")
-    for style, module in unknown.items():
-        yield refuse(f"its tensor plan has the style {style!r} (at {module}), which is not supported: use t1")
-    if unknown:
-        return
-    for parent, children in parents.items():
-        problem = _block_problem(children)
+        if style not in ((COLUMN, ROW, SUMMED, "") if inside else (HEAD, EMBEDDING, "")):
+            return f"its tensor plan has the style {style!r} (at {module}), which is not supported"
+    return None
+
+
+def _block_problem(card: Card) -> str | None:
+    """What cannot be cut about a block: the layers that a column- or row-parallel one stands beside."""
+    blocks: dict[str, dict[str, Parameter]] = {}
+    for parameter in card.parameters:
+        module, _, leaf = parameter.name.rpartition(".")
+        parent, _, name = module.rpartition(".")
+        if style_of(card, parameter.name) in (COLUMN, ROW) and leaf == "weight":
+            blocks.setdefault(parent, {})[name] = parameter
+    for parent, parts in blocks.items():
+        problem = _unusual(card, parent, parts)
         if problem:
-            yield refuse(f"{parent} {problem}: use t1")
-            return
+            return f"{parent} {problem}"
+    for parameter in card.parameters:
+        style, inside = style_of(card, parameter.name), parameter.name.rpartition(".")[0].rpartition(".")[0]
+        if style == SUMMED and (inside not in blocks or parameter.shape != (card.head_dim,)):
+            return f"{parameter.name} is to be summed, but is no norm of heads"
+        if style == "" and any(parameter.name.startswith(f"{parent}.") for parent in blocks):
+            return f"{parameter.name} stands among cut layers, but has no place in the tensor plan"
+        if style == "" and _LAYER.match(parameter.name) and len(parameter.shape) > 1:
+            return f"{parameter.name} has no place in the tensor plan"
+    return None
 
 
-def _block_problem(children: set[str]) -> str | None:
-    """What is unusual about a block whose column- and row-parallel children are `leaf:style`."""
-    columns = {child.partition(":")[0] for child in children if child.endswith(COLUMN)}
-    rows = {child.partition(":")[0] for child in children if child.endswith(ROW)}
-    names = ", ".join(sorted(columns | rows))
-    if not columns or len(rows) != 1:
-        return f"has parts ({names}) that are no pair of column- and row-parallel layers"
-    if columns & set(_ATTENTION) and (columns != set(_ATTENTION) or rows != {"o_proj"}):
-        return f"has attention of other parts than q_proj, k_proj, v_proj and o_proj ({names})"
-    if not columns & set(_ATTENTION) and any(
-        word in name for name in columns for word in ("query", "qkv", "attn")
-    ):
+def _unusual(card: Card, parent: str, parts: Mapping[str, Parameter]) -> str | None:
+    """What is unusual about a block with these column- and row-parallel weights."""
+    columns = {name: p.shape[0] for name, p in parts.items() if style_of(card, p.name) == COLUMN}
+    rows = {name: p.shape[1] for name, p in parts.items() if style_of(card, p.name) == ROW}
+    names = ", ".join(sorted(parts))
+    if not columns or len(rows) != 1 or _LAYER.match(parent) is None:
+        return f"has parts ({names}) that are no block of column- and row-parallel layers"
+    if set(columns) & set(_ATTENTION):
+        if set(columns) != set(_ATTENTION) or set(rows) != {"o_proj"}:
+            return f"has attention of other parts than q_proj, k_proj, v_proj and o_proj ({names})"
+        queries, pairs = card.heads * card.head_dim, card.kv_heads * card.head_dim
+        found = (columns["q_proj"], columns["k_proj"], columns["v_proj"], rows["o_proj"])
+        if found != (queries, pairs, pairs, queries):
+            return f"has q, k, v and o of {found} columns; expected {queries} and {pairs}, in whole heads"
+    elif any(word in name for name in columns for word in ("query", "qkv", "attn")):
         return f"has fused attention parts ({names}), which cannot be cut at heads"
+    elif set(columns.values()) != set(rows.values()):
+        return f"has fused or unequal parts ({names}), which cannot be cut alike"
     return None

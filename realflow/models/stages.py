@@ -54,6 +54,35 @@ def send_elsewhere(root: nn.Module, held: Sequence[str], first_layer: str) -> No
     visit("", root)
 
 
+def keeps_stages(model: Any) -> bool:
+    """Whether hidden states go from layer to layer unchanged, so that layers can be cut into stages.
+
+    `model` (on the meta device, attention and masks aside) is taken apart: with nothing but `Elsewhere`
+    in place of its layers, what enters must come out, the same tensor.
+    """
+    base = model.base_model
+    lists = [name for name, part in base.named_modules() if isinstance(part, nn.ModuleList)]
+    if not lists or not any("input_ids" in inputs for inputs, _ in model.pp_plan.values()):
+        return False
+    states = torch.empty(1, 2, model.config.get_text_config().hidden_size, dtype=model.dtype, device="meta")
+    model.config._attn_implementation = "none"  # for which transformers makes no mask
+    send_elsewhere(base, (), f"{lists[0]}.0")
+    places = torch.arange(2, device="meta")[None]
+    try:
+        found = base(inputs_embeds=states, position_ids=places, use_cache=False, entering=states)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):
+        return False  # it reads of its layers or their outputs what stages do not have
+    return found.last_hidden_state is states
+
+
 @contextmanager
 def recomputing(
     layers: Sequence[nn.Module], again: Callable[[], AbstractContextManager[Any]]

@@ -92,9 +92,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
     model = load_model(tiny_model(tmp_path / "start"), dtype="float32")
     save_model(model, None, tmp_path / "saved")
     before = (tmp_path / "saved/checksums.json").read_text()
-    monkeypatch.setattr(
-        model.module, "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("disk"))
-    )
+    monkeypatch.setattr("realflow.models.save.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         save_model(model, None, tmp_path / "saved")
     assert (tmp_path / "saved/checksums.json").read_text() == before
