@@ -7,7 +7,7 @@ local_cluster(devices) / read_cluster(path) -> Cluster
 from planner.cluster import local_cluster, read_cluster
 from planner.layouts import EVERY, parse_layouts
 from planner.make import Assumptions, make_plan
-from planner.memory import overfull
+from planner.memory import overfull, rank_memory
 
 __all__ = [
     "EVERY",
@@ -16,5 +16,6 @@ __all__ = [
     "make_plan",
     "overfull",
     "parse_layouts",
+    "rank_memory",
     "read_cluster",
 ]

@@ -1,11 +1,12 @@
 """The machines that a plan is made for: a cluster file, or this machine.
 
     nodes:
-      - {name: node01, devices: 8, kind: cuda, memory: 80 GiB}
-      - {name: node02, devices: 8, kind: cuda, memory: 80 GiB}
+      - {name: node01, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
+      - {name: node02, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
 
 `memory` is that of one device (bytes, or a number with KiB, MiB, GiB, TiB); `kind` is cpu unless
-given.
+given. `inside` and `between` are what a device sends, and receives, within its node and to other
+nodes (bytes a second, or a number with KB/s, MB/s, GB/s); they are assumed where they are not given.
 """
 
 from __future__ import annotations
@@ -67,8 +68,10 @@ def _node(section: Section) -> Node:
         devices=section.need("devices", whole(1, MAX_DEVICES), 1),
         kind=section.take("kind", DEVICE_KIND, "cpu"),
         memory_bytes=section.take("memory", MEMORY, None),
+        inside=section.take("inside", SPEED, None),
+        between=section.take("between", SPEED, None),
     )
-    section.close(["name", "devices", "kind", "memory"])
+    section.close(["name", "devices", "kind", "memory", "inside", "between"])
     return node
 
 
@@ -79,6 +82,13 @@ def _read_memory(value: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _read_speed(value: Any) -> float:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMG]B/s|)", str(value))
+    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
+        raise Wrong
+    return float(match[1]) * {"": 1.0, "KB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9}[match[2]]
+
+
 def _read_nodes(value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise Wrong
@@ -86,6 +96,7 @@ def _read_nodes(value: Any) -> list[Any]:
 
 
 MEMORY = Kind("bytes, such as 80 GiB", _read_memory)
+SPEED = Kind("bytes a second, such as 50 GB/s", _read_speed)
 NODES = Kind("a list of nodes", _read_nodes)
 
 

@@ -13,9 +13,9 @@ from realflow.layout import Layout
 from realflow.models.card import Card
 from realflow.models.layouts import accepted, layout_problems, refusals
 from realflow.models.partition import with_head
-from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, idle_ranks, needed_reallocs
+from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, needed_reallocs
 from realflow.planfile.check import ENGINES_OF, rule_problems
-from realflow.planfile.holdings import held_by, put_away, users
+from realflow.planfile.notes import after_notes, idle_notes
 from realflow.planfile.ranks import format_ranks
 from realflow.realloc.edges import edge_schedule
 
@@ -173,10 +173,7 @@ def _fitting(plan: Plan, cards: Mapping[str, Card], assume: Assumptions) -> Layo
 
 def _notes(plan: Plan, fits: Layout | None) -> list[str]:
     notes = ["Layouts are as given, not searched; seconds are not estimated. Memory is estimated from cards."]
-    idle = idle_ranks(plan)
-    if idle:
-        notes.append(f"Idle: no call uses rank{'s' * (len(idle) > 1)} {format_ranks(idle)}.")
-    notes += _kept_notes(plan)
+    notes += [*idle_notes(plan), *after_notes(plan)]
     for (total, limit), ranks in overfull(plan).items():
         many = len(ranks) > 1
         cause, size = max(plan.memory[ranks[0]].items(), key=lambda item: item[1])
@@ -187,30 +184,4 @@ def _notes(plan: Plan, fits: Layout | None) -> list[str]:
         )
     if fits is not None:
         notes.append(f"Memory: {fits} for all calls is expected to fit.")
-    return notes
-
-
-def _kept_notes(plan: Plan) -> list[str]:
-    """Calls that put their weights away, where another call keeps them."""
-    notes = []
-    for call in plan.graph.calls:
-        where = plan.calls[call.name]
-        if (
-            call.model is None or where.after == "keep" or call.op == "train"
-        ):  # it puts away more than weights
-            continue
-        using = users(plan.graph, plan.calls, call.model)
-        away = put_away(plan.graph, plan.calls, call.model)
-        own = sorted(held_by(where))
-        kept = [rank for rank, held in own if away[rank, held] == "keep"]
-        if not kept:
-            continue
-        keepers = {
-            other.name for held in own for other in using[held] if plan.calls[other.name].after == "keep"
-        }
-        notes.append(
-            f"After: {call.name} says {where.after}, but on rank{'s' * (len(kept) > 1)} {format_ranks(kept)} "
-            f"{' and '.join(sorted(keepers))} use{'s' * (len(keepers) == 1)} the same weights and "
-            f"keep{'s' * (len(keepers) == 1)} them."
-        )
     return notes

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from planner import overfull, parse_layouts
+from planner import Assumptions, overfull, parse_layouts, rank_memory
 from realflow import api
 from realflow.commands.common import AddCommand, graph_arguments, layout_arguments
 from realflow.errors import InputError, Problem
 from realflow.graph import shipped_graphs
-from realflow.planfile import plan_to_yaml, read_plan, write_plan
+from realflow.models.card import Card
+from realflow.planfile import Plan, plan_to_yaml, read_plan, write_plan
 
 
 def add_commands(add: AddCommand) -> None:
@@ -88,4 +91,17 @@ def run_explain(args: argparse.Namespace) -> None:
     if args.realloc:
         render_reallocs(plan)
     else:
-        render_plan(plan, cards=known_cards(plan))
+        cards = known_cards(plan)
+        render_plan(_with_memory(plan, cards), cards=cards)
+
+
+def _with_memory(plan: Plan, cards: Mapping[str, Card]) -> Plan:
+    """A plan with the memory of its calls as they are: a person may have changed them in the file."""
+    if len(cards) < len(plan.graph.models) or not plan.memory:
+        return plan
+    memory = rank_memory(plan.graph, plan.calls, cards, plan.cluster, Assumptions())
+    if memory == plan.memory:
+        return plan
+    kept = [note for note in plan.notes if not note.startswith("Memory: ")]
+    note = "Memory is estimated anew: that in the file is of other calls."
+    return replace(plan, memory=memory, notes=(*kept, note))

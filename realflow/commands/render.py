@@ -16,8 +16,9 @@ from realflow.layout import DeviceMesh, Layout
 from realflow.models.card import Card
 from realflow.models.layouts import is_cut
 from realflow.models.partition import Partition, Stage, partition, with_head
-from realflow.planfile import Plan, idle_ranks
+from realflow.planfile import Plan
 from realflow.planfile.flags import flag_words
+from realflow.planfile.notes import after_notes, idle_notes
 from realflow.planfile.ranks import format_ranks
 
 _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
@@ -51,14 +52,13 @@ def _parts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
     if plan.timeline:
         parts.append(_timeline(plan))
     parts.append(Text(_prediction(plan)))
-    if (idle := idle_ranks(plan)) and not any("Idle" in note for note in plan.notes):
-        parts.append(Text(f"note: no call uses ranks {format_ranks(idle)}", style="yellow"))
     if (full := overfull(plan)) and not any("Memory:" in note for note in plan.notes):
         ranks = sorted(rank for group in full.values() for rank in group)
         parts.append(
             Text(f"note: memory is expected not to fit on ranks {format_ranks(ranks)}", style="yellow")
         )
-    parts += [Text(f"note: {note}", style="yellow") for note in plan.notes]
+    notes = dict.fromkeys([*plan.notes, *idle_notes(plan), *after_notes(plan)])
+    parts += [Text(f"note: {note}", style="yellow") for note in notes]
     return parts
 
 

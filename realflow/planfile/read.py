@@ -113,6 +113,7 @@ TOP_KEYS = (
     "extra",
 )
 NUMBER = number("a number of at least 0", least=0)
+SPEED = number("bytes a second, more than 0", above=0)
 BYTES = Kind("a whole number of bytes", _read_bytes)
 _RANK = whole(0, LIMIT - 1)
 RANKS = Kind("ranks, such as [0, 1] or 0-1", _read_ranks)
@@ -232,6 +233,8 @@ def _node(section: Section) -> Node:
         devices=section.need("devices", whole(1, MAX_DEVICES), 1),
         kind=section.take("kind", DEVICE_KIND, "cpu"),
         memory_bytes=section.take("memory_bytes", _maybe(BYTES), None),
+        inside=section.take("inside", _maybe(SPEED), None),
+        between=section.take("between", _maybe(SPEED), None),
     )
     section.close(_keys(Node))
     return node

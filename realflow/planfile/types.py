@@ -24,12 +24,16 @@ class Node:
     """A machine: `devices` devices of one `kind` (`cpu`, `cuda`, later a catalogue name).
 
     `memory_bytes` is that of one device: a share of the machine's memory where devices are CPUs.
+    `inside` and `between` are the bytes a second that a device sends, and receives, within its node and
+    to other nodes (None: not given).
     """
 
     name: str
     devices: int
     kind: str = "cpu"
     memory_bytes: int | None = None
+    inside: float | None = None
+    between: float | None = None
 
 
 @dataclass(frozen=True)

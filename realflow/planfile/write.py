@@ -14,7 +14,7 @@ from realflow.errors import InputError, Problem
 from realflow.graph import graph_to_mapping
 from realflow.planfile.flags import OF_TRAINING
 from realflow.planfile.ranks import format_ranks
-from realflow.planfile.types import FORMAT, CallPlan, Cluster, Plan, ReallocPlan, TimelineEntry
+from realflow.planfile.types import FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
 
 _LIST_LIMIT = 16  # longer sets of ranks are written as ranges
 # Text that stays text in any YAML dialect; all other text is quoted, because the dumper's own
@@ -145,12 +145,15 @@ def _ranks(ranks: tuple[int, ...]) -> Any:
 
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
-    return {
-        "nodes": [
-            _Flow(name=node.name, devices=node.devices, kind=node.kind, memory_bytes=node.memory_bytes)
-            for node in cluster.nodes
-        ]
-    }
+    return {"nodes": [_node(node) for node in cluster.nodes]}
+
+
+def _node(node: Node) -> _Flow:
+    speeds = {"inside": node.inside, "between": node.between}
+    given = {key: speed for key, speed in speeds.items() if speed is not None}
+    return _Flow(
+        name=node.name, devices=node.devices, kind=node.kind, memory_bytes=node.memory_bytes, **given
+    )
 
 
 def _call(call: CallPlan, op: str) -> dict[str, Any]:

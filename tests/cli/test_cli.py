@@ -364,6 +364,21 @@ def test_a_plan_by_hand_that_a_model_cannot_follow(
     assert launched.calls == []
 
 
+def test_a_plan_that_was_edited_is_explained_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "2", "-o", "p.yaml")
+    first = ok(capsys, "explain", "p.yaml")
+    assert "anew" not in first and "After:" not in first
+    old = "layout: d2t1p1\n    engine: infer\n    micro_batch_tokens: 4096\n    after: keep"
+    new = old.replace("d2t1p1", "d1t2p1").replace("keep", "offload")
+    text = Path("p.yaml").read_text().replace(old, new)
+    Path("p.yaml").write_text(text.replace("slots: 32\n    after: keep", "slots: 32\n    after: offload"))
+    then = ok(capsys, "explain", "p.yaml")
+    assert "note: Memory is estimated anew: that in the file is of other calls." in then
+    assert "note: After: rollout says offload, but on ranks 0-1 train uses the same weights" in then
+    weights = [re.search(r"weights +([\d.]+ KiB)", out) for out in (first, then)]
+    assert weights[0] and weights[1] and weights[0][1] != weights[1][1]
+
+
 def test_all_problems_of_a_plan_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
     text = (
