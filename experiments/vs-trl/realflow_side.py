@@ -24,7 +24,7 @@ from realflow.data.balance import micro_batches
 from realflow.data.batch import Batch, pack
 from realflow.data.text import encode_prompt
 from realflow.engines.generate import Finished, NativeEngine, Prompt
-from realflow.engines.infer import score, scored_tokens
+from realflow.engines.infer import prepare, scored_tokens, scores
 from realflow.engines.optimizer import FlatAdamW
 from realflow.engines.train import TrainEngine
 from realflow.graph.types import Dtype, Extent, OptimizerSpec, Sampling
@@ -168,15 +168,16 @@ def kernels(args: argparse.Namespace, batches: list[Batch]) -> dict[str, float]:
 
     def forward_backward() -> None:
         for batch in batches:
-            score(model, batch, scored_tokens(batch), 1.0).logprobs.sum().backward()
+            states = model.run(prepare(model, batch))
+            scores(model, states, batch, scored_tokens(batch), 1.0).logprobs.sum().backward()
         for parameter in parameters:
             parameter.grad = None
 
     shard = torch.zeros(model.flat.total, dtype=torch.float32)
-    optimizer, gradient = FlatAdamW(shard, OPTIMIZER), torch.ones_like(shard)
+    optimizer, gradient = FlatAdamW([shard], OPTIMIZER), torch.ones_like(shard)
     return {
         "forward_backward": median_seconds(forward_backward),
-        "optimizer": median_seconds(lambda: optimizer.step(gradient, OPTIMIZER.lr)),
+        "optimizer": median_seconds(lambda: optimizer.step([gradient], OPTIMIZER.lr)),
     }
 
 

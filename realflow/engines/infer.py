@@ -1,15 +1,20 @@
-"""What a model says of given tokens: log probabilities of packed micro-batches."""
+"""What a model says of given tokens: log probabilities, values or rewards of packed micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from realflow.data.batch import Batch
+from realflow.engines.links import Links
 from realflow.errors import InputError
-from realflow.models.causal import CausalModel
+from realflow.models.causal import CausalModel, Packed
+from realflow.models.heads import values
 from realflow.models.logprobs import TokenStats, token_logprobs, token_stats
+
+OUTPUTS = {"lm": ("logprobs",), "value": ("values",), "reward": ("rewards", "values")}
+"""Head of a model -> what can be inferred with it."""
 
 
 def scored_tokens(batch: Batch) -> torch.Tensor:
@@ -24,43 +29,88 @@ def scored_tokens(batch: Batch) -> torch.Tensor:
     return scored.nonzero().flatten()
 
 
-def score(model: CausalModel, batch: Batch, places: torch.Tensor, temperature: float) -> TokenStats:
-    """Log probabilities and entropies ([R]) of the tokens at `places`, on the model's device.
+def prepare(model: CausalModel, batch: Batch) -> Packed:
+    """What every stage needs to know of a micro-batch."""
+    return model.prepare(batch.fields["tokens"], batch.positions, batch.cu_seqlens)
 
-    The head is computed for these rows only. Differentiable where gradients are enabled.
+
+def links(model: CausalModel, schedule: str, packed: Sequence[Packed]) -> Links:
+    """The ways to the neighbouring stages for one run over micro-batches."""
+    like = torch.empty(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
+    return Links(model.place, schedule, [model.boundary_rows(part) for part in packed], like)
+
+
+def scores(
+    model: CausalModel, states: torch.Tensor, batch: Batch, places: torch.Tensor, temperature: float
+) -> TokenStats:
+    """Log probabilities and entropies ([R]) of the tokens at `places`, on the model's device, from
+    the final states [T, H]. The head is computed for these rows only. Differentiable.
     """
-    rows, targets = _predictions(model, batch, places, temperature)
-    return token_stats(rows, model.head.weight, targets, temperature=temperature)
-
-
-def _predictions(
-    model: CausalModel, batch: Batch, places: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hidden states [R, H] that predict the tokens at `places`, and these tokens [R]."""
-    if temperature <= 0:
-        raise InputError(f"temperature {temperature}: log probabilities need one above 0 (greedy has none)")
-    tokens = batch.fields["tokens"].to(model.device)
-    hidden = model.hidden(tokens, batch.positions, batch.cu_seqlens)
-    places = places.to(model.device)
-    return hidden.index_select(0, places - 1), tokens[places]
+    rows, targets = _predictions(model, states, batch, places, temperature)
+    return token_stats(rows, model.head.weight, targets, temperature=temperature, vocabulary=model.vocabulary)
 
 
 @torch.no_grad()
-def infer_logprobs(
-    model: CausalModel, micro_batches: Sequence[Batch], temperature: float = 1.0
+def infer(
+    model: CausalModel, micro_batches: Sequence[Batch], output: str = "logprobs", temperature: float = 1.0
 ) -> list[torch.Tensor]:
-    """One tensor a sample, in the order of the micro-batches' samples: [L] on the CPU, float32
-    (float64 for float64 models).
+    """What `output` asks for, one tensor a sample in the order of the micro-batches' samples, on the
+    CPU in float32 (float64 for float64 models).
 
-    Entry i is log p(tokens[i] | tokens[:i]) where `loss_mask` is true (everywhere without that
-    field), else 0; entry 0 is 0.
+    - `logprobs` [L]: entry i is log p(tokens[i] | tokens[:i]) where `loss_mask` is true (everywhere
+      without that field), else 0; entry 0 is 0.
+    - `values` [L]: entry i is the number of a value or reward head for the state after
+      `tokens[:i + 1]`, at every token.
+    - `rewards` []: the number of a reward head at the last token.
+
+    All ranks of a replica call it with the same micro-batches, which follow one another through the
+    stages. The ranks of the last stage return the results, the others an empty list. Raises
+    InputError where the model's head has no such output.
     """
+    kinds = OUTPUTS[model.head_kind]
+    if output not in kinds:
+        raise InputError(
+            f"infer: a model with head {model.head_kind!r} gives {' or '.join(kinds)}, not {output!r}"
+        )
+    packed = [prepare(model, batch) for batch in micro_batches]
+    ways = links(model, "forward", packed)
     results: list[torch.Tensor] = []
-    for batch in micro_batches:
-        places = scored_tokens(batch)
-        rows, targets = _predictions(model, batch, places, temperature)
-        found = token_logprobs(rows, model.head.weight, targets, temperature=temperature).cpu()
-        packed = found.new_zeros(int(batch.lengths.sum()))
-        packed[places] = found
-        results.extend(packed.split(batch.lengths.tolist()))
+    for index, (batch, part) in enumerate(zip(micro_batches, packed, strict=True)):
+        states = model.run(part, ways.states(index))
+        if model.place.is_last:
+            results.extend(_outputs(model, states, batch, output, temperature))
+        else:
+            ways.send_states(index, states)
+    ways.finish()
     return results
+
+
+def _outputs(
+    model: CausalModel, states: torch.Tensor, batch: Batch, output: str, temperature: float
+) -> Iterator[torch.Tensor]:
+    """The results of one micro-batch's samples."""
+    if output == "logprobs":
+        places = scored_tokens(batch)
+        rows, targets = _predictions(model, states, batch, places, temperature)
+        found = token_logprobs(
+            rows, model.head.weight, targets, temperature=temperature, vocabulary=model.vocabulary
+        ).cpu()
+        every = found.new_zeros(int(batch.lengths.sum()))
+        every[places] = found
+        yield from every.split(batch.lengths.tolist())
+    elif output == "values":
+        yield from values(model, states).cpu().split(batch.lengths.tolist())
+    else:
+        ends = batch.cu_seqlens[1:].long() - 1
+        yield from values(model, states.index_select(0, ends.to(states.device))).cpu()
+
+
+def _predictions(
+    model: CausalModel, states: torch.Tensor, batch: Batch, places: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states [R, H] that predict the tokens at `places`, and these tokens [R]."""
+    if temperature <= 0:
+        raise InputError(f"temperature {temperature}: log probabilities need one above 0 (greedy has none)")
+    places = places.to(model.device)
+    tokens = batch.fields["tokens"].to(model.device)
+    return states.index_select(0, places - 1), tokens[places]

@@ -1,8 +1,8 @@
-"""AdamW on one flat shard of master weights, and learning-rate schedules.
+"""AdamW on this rank's pieces of flat master weights, and learning-rate schedules.
 
 AdamW is Loshchilov and Hutter's (2019), in torch's fused form, on CUDA in NVIDIA apex's where that
 is installed. Weight decay is applied here, by parameter, just before the fused step: that is the
-order of torch's own AdamW, and it lets one flat tensor carry both kinds of parameters.
+order of torch's own AdamW, and it lets one flat piece carry both kinds of parameters.
 """
 
 from __future__ import annotations
@@ -64,49 +64,62 @@ def learning_rate(spec: OptimizerSpec, step: int, total_steps: int | None = None
 
 
 class FlatAdamW:
-    """AdamW on `master` (1-D, float32 or float64), which it changes in place.
+    """AdamW on `masters` (1-D, of one dtype and device), which it changes in place.
 
-    `decayed` are the views of `master` that weight decay shrinks.
+    `exp_avg` and `exp_avg_sq` are the moments of all masters, one after the other; `decayed` are the
+    views of masters that weight decay shrinks.
     """
 
     def __init__(
-        self, master: torch.Tensor, spec: OptimizerSpec, decayed: Sequence[torch.Tensor] = ()
+        self, masters: Sequence[torch.Tensor], spec: OptimizerSpec, decayed: Sequence[torch.Tensor] = ()
     ) -> None:
-        self.master = master
+        self.masters = list(masters)
         self.spec = spec
-        self.exp_avg = torch.zeros_like(master)
-        self.exp_avg_sq = torch.zeros_like(master)
+        sizes = [len(master) for master in self.masters]
+        like = self.masters[0] if self.masters else torch.empty(0)
+        self.exp_avg, self.exp_avg_sq = like.new_zeros(sum(sizes)), like.new_zeros(sum(sizes))
+        self._moments = list(zip(self.exp_avg.split(sizes), self.exp_avg_sq.split(sizes), strict=True))
         self._decayed = list(decayed) if spec.weight_decay else []
-        self._optimizer, self._apex = _fused(master, spec)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._apex = False
+        if self.masters:
+            self._optimizer, self._apex = _fused(self.masters, spec)
         self.set_step(0)
 
     def set_step(self, step: int) -> None:
         """Continue after `step` steps; `exp_avg` and `exp_avg_sq` may be written in place."""
-        state: dict[str, Any] = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        if self._optimizer is None:
+            return
         if self._apex:
             self._optimizer.param_groups[0]["step"] = step
-        else:  # fused torch wants the count beside the parameter
-            state["step"] = torch.tensor(float(step), device=self.master.device)
-        self._optimizer.state[self.master] = state
+        for master, (exp_avg, exp_avg_sq) in zip(self.masters, self._moments, strict=True):
+            state: dict[str, Any] = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+            if not self._apex:  # fused torch wants the count beside the parameter
+                state["step"] = torch.tensor(float(step), device=master.device)
+            self._optimizer.state[master] = state
 
     @torch.no_grad()
-    def step(self, gradient: torch.Tensor, lr: float) -> None:
-        """One update from `gradient`, of `master`'s shape and dtype."""
+    def step(self, gradients: Sequence[torch.Tensor], lr: float) -> None:
+        """One update from a gradient for each master, of its shape and dtype."""
+        if self._optimizer is None:
+            return
         if self._decayed:
             torch._foreach_mul_(self._decayed, 1 - lr * self.spec.weight_decay)
         self._optimizer.param_groups[0]["lr"] = lr
-        self.master.grad = gradient
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = gradient
         self._optimizer.step()
-        self.master.grad = None
+        for master in self.masters:
+            master.grad = None
 
 
-def _fused(master: torch.Tensor, spec: OptimizerSpec) -> tuple[torch.optim.Optimizer, bool]:
+def _fused(masters: Sequence[torch.Tensor], spec: OptimizerSpec) -> tuple[torch.optim.Optimizer, bool]:
     settings: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps, "weight_decay": 0.0}
-    if master.is_cuda:
+    if masters[0].is_cuda:
         try:
             from apex.optimizers import FusedAdam  # type: ignore[import-not-found]
         except ImportError:  # not installed, or the other project of that name: torch's is as good
             pass
         else:
-            return FusedAdam([master], adam_w_mode=True, **settings), True
-    return torch.optim.AdamW([master], fused=True, **settings), False
+            return FusedAdam(masters, adam_w_mode=True, **settings), True
+    return torch.optim.AdamW(masters, fused=True, **settings), False

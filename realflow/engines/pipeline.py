@@ -102,7 +102,8 @@ def _needs(action: Action, stage: int, last: int) -> list[tuple[Kind, int, int]]
         return [("B", stage, index)]
     if kind == "F":
         return [("F", stage - 1, index)] if stage else []
-    return [("F", stage, index), *([("B", stage + 1, index)] if stage < last else [])]
+    needs: list[tuple[Kind, int, int]] = [("F", stage, index)]
+    return [*needs, ("B", stage + 1, index)] if stage < last else needs
 
 
 @lru_cache(maxsize=64)

@@ -1,46 +1,178 @@
-"""Training state on disk: one safetensors file for each rank, readable under any number of ranks."""
+"""Training state on disk: a safetensors file for each rank, readable under any layout.
+
+A file holds boxes of full tensors under keys such as `exp_avg|model.norm.weight|0:32`, with the names
+and shapes of the checkpoint; what several ranks hold alike is in the file of one of them. A rank reads
+the parts of boxes that it needs.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from realflow.engines.train import MasterState, TrainEngine
+from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.files import beside
+from realflow.layout import Box, box_size, intersect
+
+KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
-def save_state(engine: TrainEngine, directory: Path, rank: int, size: int) -> Path:
-    """Write this rank's masters and optimizer moments; returns the file, whole or not there at all."""
-    state = engine.master_state()
+@dataclass(frozen=True)
+class _Stored:
+    """Where a box of a parameter is stored."""
+
+    file: Path
+    box: Box
+
+    def key(self, kind: str, name: str) -> str:
+        return _key(kind, name, self.box)
+
+
+def save_state(engine: TrainEngine, directory: Path) -> Path:
+    """Write this rank's masters and optimizer moments; returns the file, whole or not there at all.
+
+    Every rank of the engine's mesh does it, into one directory.
+    """
+    everyone = engine.model.place.everyone
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"shard-{rank:05d}-of-{size:05d}.safetensors"
-    facts = {"digest": state.digest, "start": state.start, "stop": state.stop, "version": state.version}
-    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    path = directory / f"shard-{everyone.index:05d}-of-{everyone.size:05d}.safetensors"
+    shapes = {p.name: list(p.shape) for p in engine.model.partition.card.parameters}
+    tensors = {
+        _key(kind, shard.name, shard.box): shard.tensors[kind].contiguous()
+        for shard in engine.masters.shards()
+        if shard.counted
+        for kind in KINDS
+    }
+    facts = {"version": str(engine.version), "shapes": json.dumps(shapes)}
     with beside(path) as partial:
-        save_file(tensors, partial, metadata={name: str(value) for name, value in facts.items()})
+        save_file(tensors, partial, metadata=facts)
     return path
 
 
 def load_state(engine: TrainEngine, directory: Path) -> None:
-    """Continue from the files of a run with any number of ranks; only what meets this rank is read.
+    """Continue from the files of a run of the same model under any layout, on all ranks together.
 
-    Raises InputError where files are missing, damaged or of another model.
+    Raises InputError, with the engine unchanged, where files are missing, damaged, of another model
+    or of different versions, or do not hold all that this rank needs.
     """
-    mine = engine.master_state()
-    states = []
-    for path in sorted(directory.glob("shard-*.safetensors")):
+    shapes = {p.name: p.shape for p in engine.model.partition.card.parameters}
+    stored, version = _index(directory, shapes)
+    shards = list(engine.masters.shards())
+    for shard in shards:
+        missing = list(_without(shard.box, (entry.box for entry in stored.get(shard.name, ()))))
+        if missing:
+            raise InputError(
+                f"training state {directory}: {shard.name} {_text(missing[0])} is in none of the files"
+            )
+    with torch.no_grad():
+        for shard in shards:
+            for entry in stored[shard.name]:
+                common = intersect(entry.box, shard.box)
+                if common is not None:
+                    _read(entry, shard.name, common, shard.box, shard.tensors)
+    engine.loaded(version)
+
+
+def _index(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, list[_Stored]], int]:
+    """Which boxes of each parameter the files hold, and their version."""
+    found: dict[str, list[_Stored]] = {}
+    versions: set[int] = set()
+    paths = sorted(directory.glob("shard-*.safetensors"))
+    if not paths:
+        raise InputError(f"training state {directory}: no shard-*.safetensors is there")
+    for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                start, stop = int(facts["start"]), int(facts["stop"])
-                meets = max(start, mine.start) < min(stop, mine.stop)
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if meets else {}  # noqa: SIM118
+                facts, keys = file.metadata() or {}, list(file.keys())
+            versions.add(int(facts["version"]))
+            there = {name: tuple(shape) for name, shape in json.loads(facts["shapes"]).items()}
+            entries = [_parse(key) for key in keys]
         except (SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"training state {path}: it cannot be read ({error})") from error
-        states.append(MasterState(facts["digest"], start, stop, int(facts["version"]), tensors))
-    if not states:
-        raise InputError(f"training state {directory}: no shard-*.safetensors is there")
-    engine.load_master_state(states)
+        if there != dict(shapes):
+            name = min(n for n in {*there, *shapes} if there.get(n) != shapes.get(n))
+            raise InputError(
+                f"training state {path}: it belongs to a model with other parameters: {name} has shape "
+                f"{_shape(there.get(name))}, expected {_shape(shapes.get(name))}"
+            )
+        for kind, name, box in entries:
+            if name not in shapes or len(box) != len(shapes[name]):
+                raise InputError(f"training state {path}: {name} {_text(box)} is not part of this model")
+            if kind == KINDS[0]:
+                found.setdefault(name, []).append(_Stored(path, box))
+    if len(versions) != 1:
+        raise InputError(
+            f"training state {directory}: expected files of one version, found {sorted(versions)}"
+        )
+    return found, versions.pop()
+
+
+def _read(entry: _Stored, name: str, common: Box, box: Box, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy a common part of a stored box and of `box` into the tensors of `box`."""
+    there = tuple(slice(a - o[0], b - o[0]) for (a, b), o in zip(common, entry.box, strict=True))
+    here = tuple(slice(a - o[0], b - o[0]) for (a, b), o in zip(common, box, strict=True))
+    with safe_open(entry.file, framework="pt") as file:
+        for kind in KINDS:
+            try:
+                piece = file.get_slice(entry.key(kind, name))[there]
+            except SafetensorError as error:
+                raise InputError(f"training state {entry.file}: it cannot be read ({error})") from error
+            if piece.dtype != tensors[kind].dtype:
+                raise InputError(
+                    f"training state {entry.file}: {kind} of {name} is {_dtype(piece)}, expected "
+                    f"{_dtype(tensors[kind])}: the run computed in another dtype"
+                )
+            tensors[kind][here].copy_(piece)
+
+
+def _without(box: Box, others: Iterable[Box]) -> Iterator[Box]:
+    """What of `box` none of `others` covers, as boxes."""
+    left = [box]
+    for other in others:
+        left = [part for piece in left for part in _minus(piece, other)]
+        if not left:
+            return
+    yield from left
+
+
+def _minus(box: Box, other: Box) -> Iterator[Box]:
+    """`box` without `other`: at most two boxes for each dim."""
+    common = intersect(box, other)
+    if common is None or box_size(common) == 0:
+        yield box
+        return
+    for dim, ((start, stop), (first, last)) in enumerate(zip(box, common, strict=True)):
+        for low, high in ((start, first), (last, stop)):
+            if low < high:
+                yield (*common[:dim], (low, high), *box[dim + 1 :])
+
+
+def _key(kind: str, name: str, box: Box) -> str:
+    return f"{kind}|{name}|{_text(box)}"
+
+
+def _parse(key: str) -> tuple[str, str, Box]:
+    kind, name, text = key.split("|")
+    if kind not in KINDS:
+        raise ValueError(f"unknown tensor {key!r}")
+    box = tuple((int(a), int(b)) for a, b in (part.split(":") for part in text.split(",")))
+    return kind, name, box
+
+
+def _text(box: Box) -> str:
+    return ",".join(f"{start}:{stop}" for start, stop in box)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,8 +1,12 @@
-"""One optimizer step from packed micro-batches, data parallel with ZeRO-1 over one flat buffer.
+"""One optimizer step from packed micro-batches, under any data × tensor × pipeline layout.
 
-    denominators (all-reduce) -> forward and backward of each micro-batch, gradients added into one
-    flat float32 buffer -> reduce-scatter (SUM) -> global norm, clipping -> AdamW on this rank's
-    shard of the float32 masters -> all-gather into the compute weights
+    denominators (all-reduce over dp)
+    -> forward and backward of each micro-batch by a pipeline schedule, gradients added into one flat
+       float32 buffer; buckets that are complete are reduce-scattered (SUM) over dp beside the backward
+       of the last micro-batch
+    -> partial gradients summed over tp, tied ones over first and last stage, these buckets reduced too
+    -> global norm, clipping -> AdamW on this rank's shard of the float32 masters
+    -> all-gather over dp into the compute weights
 
 The loss is a sum over the tokens of the minibatch on all ranks, divided by their global number
 beforehand; nothing is averaged over ranks or micro-batches, so neither changes the gradient.
@@ -10,100 +14,40 @@ beforehand; nothing is averaged over ranks or micro-batches, so neither changes 
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from realflow.algorithms.terms import LossTerms
-from realflow.data.batch import Batch, to_tokens
-from realflow.engines.collectives import reduce_scatter_sum
-from realflow.engines.infer import score, scored_tokens
-from realflow.engines.optimizer import FlatAdamW, check_spec, learning_rate
+from realflow.data.batch import Batch
+from realflow.engines.collectives import Reducer, all_names, all_sum
+from realflow.engines.gradients import Gradients
+from realflow.engines.infer import links, prepare, scores
+from realflow.engines.links import Links
+from realflow.engines.masters import Masters
+from realflow.engines.norms import counts, culprits, square_sum
+from realflow.engines.objective import OUTPUTS, Loss, Objective, Part, counts_of
+from realflow.engines.optimizer import check_spec, learning_rate
+from realflow.engines.pipeline import SCHEDULES, Action, orders
+from realflow.engines.shards import BUCKET, arrange
 from realflow.errors import InputError, RunError
 from realflow.graph.types import Extent, OptimizerSpec
-from realflow.layout import Box, flat_boxes
-from realflow.models.causal import CausalModel, master_values
-from realflow.models.flat import FlatBuffer
-
-Loss = Callable[..., LossTerms]
-
-OUTPUTS = ("logprobs", "entropy")
-"""Model outputs that a loss may ask for."""
-
-NAMES_BYTES = 4096
-"""Room for the names of a loss's metrics in the message between ranks."""
-
-
-@dataclass(frozen=True)
-class MasterState:
-    """What one rank's optimizer holds: elements `[start, stop)` of the flat buffer.
-
-    `tensors` has `master`, `exp_avg` and `exp_avg_sq`, 1-D, of `stop - start` elements. `digest`
-    identifies the flat layout, `version` counts optimizer steps.
-    """
-
-    digest: str
-    start: int
-    stop: int
-    version: int
-    tensors: Mapping[str, torch.Tensor]
-
-
-class Gradients:
-    """All gradients in one flat buffer of the master dtype, filled by hooks during backward."""
-
-    def __init__(self, model: CausalModel, size: int, dtype: torch.dtype) -> None:
-        length = model.flat.padded(size).numel()
-        self.data = torch.zeros(length, dtype=dtype, device=model.device)
-        self._views: dict[str, torch.Tensor] = {}
-        self._untouched: set[str] = set()
-        self._hooks = []
-        for name, parameter in model.module.named_parameters():
-            slot = model.flat.slots[name]
-            self._views[name] = self.data[slot.offset : slot.offset + slot.size].view(slot.shape)
-            parameter.requires_grad_(True)
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
-
-    def close(self) -> None:
-        """Leave the model's gradients alone from now on."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def begin(self) -> None:
-        """Forget the last step. The first gradient of each parameter replaces what is there."""
-        self._untouched = set(self._views)
-
-    def finish(self) -> None:
-        """Parameters that got no gradient have gradient zero."""
-        for name in self._untouched:
-            self._views[name].zero_()
-        self._untouched.clear()
-
-    def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
-        def add(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None, "another TrainEngine of this model has not been closed"
-            if name in self._untouched:
-                self._views[name].copy_(parameter.grad)
-                self._untouched.discard(name)
-            else:
-                self._views[name].add_(parameter.grad)
-            parameter.grad = None
-
-        return add
+from realflow.layout import Box
+from realflow.models.causal import CausalModel, Packed
+from realflow.models.heads import values
 
 
 class TrainEngine:
-    """Trains `model` together with the other ranks of `group`; each rank has the whole model.
+    """Trains `model` together with the other ranks of `model.place`, each of which has its part.
 
-    `rank` and `size` are this process's place in `group` and the group's size (`size` 1 needs no
-    group). `total_steps`, in optimizer steps, is needed by schedules that end. `version` counts
-    optimizer steps. All ranks must call `step` and `load_master_state` together. A model has one
-    engine at a time; `close` frees it for another.
+    `total_steps`, in optimizer steps, is needed by learning-rate schedules that end. `schedule` is
+    the pipeline's, `1f1b` or `zero_bubble`; activation checkpointing and sequence parallelism are
+    settings of the model. `bucket` is the most elements that are reduced at a time. `version` counts
+    optimizer steps. All ranks of the mesh call `step` together. A model has one engine at a time;
+    `close` frees it for another.
     """
 
     def __init__(
@@ -111,30 +55,37 @@ class TrainEngine:
         model: CausalModel,
         spec: OptimizerSpec,
         *,
-        group: dist.ProcessGroup | None = None,
-        rank: int = 0,
-        size: int = 1,
         total_steps: int | None = None,
+        schedule: str = "1f1b",
+        bucket: int = BUCKET,
     ) -> None:
         check_spec(spec, total_steps)
+        if schedule not in SCHEDULES:
+            raise InputError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        if model.head_kind not in OUTPUTS:
+            raise InputError(f"a model with head {model.head_kind!r} cannot be trained")
         self.model, self.spec, self.total_steps = model, spec, total_steps
-        self._group, self.rank, self.size = group, rank, size
-        self.version = 0
-        wide = torch.float64 if model.dtype == torch.float64 else torch.float32
-        chunk = model.flat.padded(size).numel() // size
-        self.start, self.stop = rank * chunk, (rank + 1) * chunk
-        self._weights = model.flat.storage[self.start : self.stop]  # this rank's compute weights
-        if model.dtype == wide:  # the compute weights are the masters
-            master = self._weights
-        else:
-            master = master_values(model, self.start, self.stop, wide)
-        self._gradients = Gradients(model, size, wide)
-        self._optimizer = FlatAdamW(master, spec, _decayed(model.flat, master, self.start, self.stop))
-        self.gradient = self._gradients.data[self.start : self.stop]  # this rank's shard, once reduced
+        self.schedule, self.version = schedule, 0
+        place, cut = model.place, model.partition
+        held = set(model.flat.slots)
+        self.arrangement = arrange(
+            model.flat.slots,
+            place.dp.size,
+            tied=held & set(cut.tied),
+            partial=held & set(cut.partial(sequence=model.sequence_parallel)),
+            whole={name for name in held if place.tp.size > 1 and cut.is_whole(name)},
+            bucket=bucket,
+        )
+        self.masters = Masters(model, self.arrangement, spec)
+        parameters = dict(model.module.named_parameters())
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._gradients = Gradients(parameters, self.arrangement, self.masters.dtype)
+        self._reducer = Reducer(place.dp)
 
     def close(self) -> None:
         """End this engine; the model may get another."""
         self._gradients.close()
+        self._reducer.close()
 
     def step(
         self,
@@ -148,276 +99,198 @@ class TrainEngine:
         extents: Mapping[str, Extent] | None = None,
         prefix: str = "actor",
     ) -> dict[str, float]:
-        """One optimizer step from this rank's micro-batches (any number, also none).
+        """One optimizer step from this replica's micro-batches (any number, also none; the same, with
+        all fields, on every rank of the replica). The other arguments are those of `Objective`.
 
-        `loss` is called with each field of `reads` (parameter -> field), those of `OUTPUTS` and
-        `lengths` that its signature names, and `options`. Numeric sample fields are repeated over
-        tokens unless `extents` says that the parameter is read for each sample. `normalise` is
-        `token` (mean over all loss tokens) or `sequence` (mean over sequences of token means).
-
-        Returns metrics, equal on all ranks: `{prefix}/loss`, `entropy`, `grad_norm` (before
-        clipping), `lr` and each metric of the loss. Raises RunError, with the weights unchanged,
-        where the minibatch has no loss token or a gradient is not finite.
+        Returns metrics, equal on all ranks: `{prefix}/loss`, `entropy` (language models), `grad_norm`
+        (before clipping), `lr` and each metric of the loss. Raises RunError, with the weights
+        unchanged, where the minibatch has no loss token or a gradient is not finite.
         """
-        metrics = self.backward(
-            micro_batches,
-            loss,
-            reads=reads,
-            options=options,
-            temperature=temperature,
-            normalise=normalise,
-            extents=extents,
-        )
-        metrics.update(self.update())
+        objective = Objective(loss, reads, options or {}, temperature, normalise, extents or {})
+        metrics = {**self.backward(micro_batches, objective), **self.update()}
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
-    def backward(
-        self,
-        micro_batches: Sequence[Batch],
-        loss: Loss,
-        *,
-        reads: Mapping[str, str],
-        options: Mapping[str, Any] | None = None,
-        temperature: float = 1.0,
-        normalise: str = "token",
-        extents: Mapping[str, Extent] | None = None,
-    ) -> dict[str, float]:
-        """The first half of `step`: leaves the summed gradient's shard in `self.gradient`."""
-        if normalise not in ("token", "sequence"):
-            raise InputError(f"normalise {normalise!r}: expected token or sequence")
-        places = [scored_tokens(batch) for batch in micro_batches]
-        tokens, sequences = self._count(micro_batches, places)
+    def backward(self, micro_batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
+        """The first half of `step`: leaves the sum of all ranks' gradients in each rank's shard."""
+        place, device = self.model.place, self.model.device
+        parts = [part for part in map(Part.of, micro_batches) if len(part.places)]
+        totals = all_sum(counts_of(parts), place.dp, device)
+        tokens, sequences = int(totals[0]), int(totals[1])
         if tokens == 0:
             raise RunError(f"optimizer step {self.version}: the minibatch has no loss token on any rank")
-        sums: dict[str, float] = {}
-        self._gradients.begin()
-        for batch, place in zip(micro_batches, places, strict=True):
-            if len(place) == 0:
-                continue
-            weights = _weights(batch, place, normalise, tokens, sequences)
-            found = self._micro_batch(batch, place, weights, loss, reads, options, temperature, extents)
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value
+        self._gradients.begin(self._reducer.start)
+        with self._splitting():
+            run = _Run(self, parts, objective, tokens, sequences)
+            for action in orders(self.schedule, place.pp.size, place.pp.index, len(parts)):
+                run.act(action)
+            run.ways.finish()
         self._gradients.finish()
-        reduce_scatter_sum(self._gradients.data, self._group, self.rank, self.size)
-        totals = self._sum_by_name(sums)
-        return {name: value if name == "loss" else value / tokens for name, value in totals.items()}
+        self._complete_shared()
+        self._reducer.finish()
+        return self._metrics(run.sums, tokens)
 
     @torch.no_grad()
     def update(self) -> dict[str, float]:
         """The second half of `step`: clip, update the masters, gather the weights everywhere."""
-        norm = math.sqrt(self._all_sum([_square_sum(self.gradient)])[0])
+        place, device = self.model.place, self.model.device
+        gradients = self.gradients()
+        counted = (counts(self.arrangement, place, run.order) for run in self.masters.runs)
+        mine = square_sum(g for g, counts_here in zip(gradients, counted, strict=True) if counts_here)
+        norm = math.sqrt(all_sum([mine], place.everyone, device)[0])
         if not math.isfinite(norm):
+            bad = culprits(self.arrangement, self.masters.runs, self._gradients.data)
+            texts = (
+                [f"rank {place.everyone.rank} in {', '.join(bad[:3])} ({len(bad)} parameters)"] if bad else []
+            )
+            where = all_names(texts, place.everyone, device)
             raise RunError(
-                f"optimizer step {self.version}: the gradient is not finite (norm {norm}){self._culprits()}"
+                f"optimizer step {self.version}: the gradient is not finite (norm {norm}); "
+                f"on {'; '.join(where[:4])}"
             )
         clip = self.spec.clip_norm
-        if 0 < clip < norm:  # 0 turns clipping off; torch.nn.utils.clip_grad_norm_'s formula
-            self.gradient.mul_(clip / (norm + 1e-6))
+        if 0 < clip < norm and gradients:  # 0 turns clipping off; torch.nn.utils.clip_grad_norm_'s formula
+            torch._foreach_mul_(gradients, clip / (norm + 1e-6))
         lr = learning_rate(self.spec, self.version, self.total_steps)
-        self._optimizer.step(self.gradient, lr)
-        self._spread()
+        self.masters.step(gradients, lr)
         self.version += 1
         return {"grad_norm": norm, "lr": lr}
 
-    def master_state(self) -> MasterState:
-        """This rank's shard (no copies: save it before the next step)."""
-        stop = min(self.stop, self.model.flat.total)
-        optimizer = self._optimizer
-        tensors = {
-            "master": optimizer.master,
-            "exp_avg": optimizer.exp_avg,
-            "exp_avg_sq": optimizer.exp_avg_sq,
-        }
-        start = min(self.start, stop)
-        cut = {name: tensor.detach()[: stop - start] for name, tensor in tensors.items()}
-        return MasterState(self.model.flat.digest, start, stop, self.version, cut)
+    def gradients(self) -> list[torch.Tensor]:
+        """This rank's shard of the gradient, a view for each of `masters.runs`."""
+        return [self._gradients.data[run.order : run.order + run.size] for run in self.masters.runs]
 
     def boxes(self) -> dict[str, list[Box]]:
-        """The boxes of each parameter that this rank's shard holds."""
-        slots = self.model.flat.slots
-        pieces = self.model.flat.pieces(self.start, self.stop)
-        return {name: flat_boxes(slots[name].shape, first, last) for name, first, last in pieces}
+        """The boxes of each parameter whose masters this rank holds."""
+        found: dict[str, list[Box]] = {}
+        for shard in self.masters.shards():
+            found.setdefault(shard.name, []).append(shard.box)
+        return found
 
-    @torch.no_grad()
-    def load_master_state(self, states: Iterable[MasterState]) -> None:
-        """Continue from the shards of a run with any number of ranks.
+    def loaded(self, version: int) -> None:
+        """The tensors of `masters.shards()` have been written on all ranks: go on from `version`."""
+        self.masters.loaded(version)
+        self.version = version
 
-        Each rank gives at least the shards that meet its own `[start, stop)`; others are passed
-        over. Raises InputError where they leave a gap or belong to another model.
-        """
-        mine = self.master_state()
-        covered: list[tuple[int, int]] = []
-        versions: set[int] = set()
-        for state in states:
-            if state.digest != mine.digest:
-                raise InputError("training state: it belongs to a model with other parameters")
-            versions.add(state.version)
-            start, stop = max(mine.start, state.start), min(mine.stop, state.stop)
-            if start < stop:
-                covered.append((start, stop))
-                for name, tensor in mine.tensors.items():
-                    piece = state.tensors[name][start - state.start : stop - state.start]
-                    tensor[start - mine.start : stop - mine.start].copy_(piece)
-        if len(versions) != 1:
-            raise InputError(f"training state: expected shards of one version, found {sorted(versions)}")
-        reached = mine.start
-        for start, stop in sorted(covered):
-            if start > reached:
-                break
-            reached = max(reached, stop)
-        if reached < mine.stop:
-            raise InputError(f"training state: elements from {reached} on are in none of the shards")
-        self.version = versions.pop()
-        self._optimizer.set_step(self.version)
-        self._spread()
+    def offload(self) -> None:
+        """Move masters and moments to host memory and let go of their device memory, also of that of
+        the gradients (whose content is lost). Nothing else may be called until `restore`."""
+        self.masters.offload()
+        self._gradients.release()
 
-    def _micro_batch(
-        self,
-        batch: Batch,
-        places: torch.Tensor,
-        weights: torch.Tensor,
-        loss: Loss,
-        reads: Mapping[str, str],
-        options: Mapping[str, Any] | None,
-        temperature: float,
-        extents: Mapping[str, Extent] | None,
-    ) -> dict[str, float]:
-        """Forward and backward; returns sums over loss tokens (`loss`: the weighted sum)."""
-        stats = score(self.model, batch, places, temperature)
-        places, device = places.to(self.model.device), self.model.device
-        outputs = {
-            name: value.new_zeros(int(batch.lengths.sum())).index_copy(0, places, value)
-            for name, value in stats._asdict().items()
+    def restore(self) -> None:
+        """Bring back what `offload` moved, bit for bit."""
+        self.masters.restore()
+        self._gradients.allocate()
+
+    @contextmanager
+    def _splitting(self) -> Iterator[None]:
+        """While it is entered, backward passes leave the weights' gradients to the schedule, if it
+        has them apart."""
+        deferred = self.model.deferred
+        deferred.defer = self.schedule == "zero_bubble" and self.model.place.pp.size > 1
+        try:
+            yield
+        finally:
+            deferred.defer = False
+
+    def _complete_shared(self) -> None:
+        """Complete and reduce the gradients of parameters that several ranks of a replica hold."""
+        self._sum_partial()
+        self._sum_tied()
+        for start, stop in reversed([b for b in self.arrangement.buckets if b[0] < self.arrangement.whole]):
+            self._reducer.start(self._gradients.data[start:stop])
+
+    def _sum_partial(self) -> None:
+        """Once a step, in the one order of their names: each tensor rank has a part of these."""
+        part = self._gradients.data[self.arrangement.tied : self.arrangement.partial]
+        if len(part):
+            dist.all_reduce(part, group=self.model.place.tp.group)
+
+    def _sum_tied(self) -> None:
+        """Once a step: the first stage has what the embedding brings, the last what the head does."""
+        part, ends = self._gradients.data[: self.arrangement.tied], self.model.place.ends
+        if len(part):
+            assert ends is not None
+            dist.all_reduce(part, group=ends.group)
+
+    def _metrics(self, sums: Mapping[str, torch.Tensor], tokens: int) -> dict[str, float]:
+        """Means over the minibatch's loss tokens, on all ranks. Only last stages, and of these every
+        tensor rank alike, know sums; a replica without micro-batches knows not even the names."""
+        everyone, device = self.model.place.everyone, self.model.device
+        mine = sums if self.model.place.tp.index == 0 else {}
+        names = sorted(set(all_names(sorted(mine), everyone, device)))
+        totals = all_sum([float(mine.get(name, 0.0)) for name in names], everyone, device)
+        return {
+            name: total if name == "loss" else total / tokens
+            for name, total in zip(names, totals, strict=True)
         }
-        arguments = _arguments(batch, loss, reads, extents, outputs, device)
-        terms = loss(**arguments, **(options or {}))
-        _check_terms(terms, int(batch.lengths.sum()))
-        per_token = terms.per_token.index_select(0, places)  # elsewhere it may be anything, NaN too
-        total = (per_token * weights.to(device, per_token.dtype)).sum()
-        total.backward()
-        sums = {"loss": total.detach(), "entropy": stats.entropy.detach().double().sum()}
-        for name, values in terms.metrics.items():
-            sums[name] = values.detach().index_select(0, places).double().sum()
-        return {name: value.item() for name, value in sums.items()}
-
-    def _count(self, micro_batches: Sequence[Batch], places: Sequence[torch.Tensor]) -> tuple[int, int]:
-        """Loss tokens, and sequences that have any, of the minibatch on all ranks."""
-        tokens = sum(len(place) for place in places)
-        counts = zip(micro_batches, places, strict=True)
-        sequences = sum(int((_per_sample(batch, place) > 0).sum()) for batch, place in counts)
-        total = self._all_sum([tokens, sequences])
-        return int(total[0]), int(total[1])
-
-    def _all_sum(self, values: Sequence[float]) -> list[float]:
-        """Sum over ranks, in float64 (exact for counts)."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.model.device)
-        dist.all_reduce(tensor, group=self._group)
-        return list(tensor.tolist())
-
-    def _sum_by_name(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sum over ranks; a rank without micro-batches knows no names, so they are exchanged."""
-        names = sorted(sums)
-        if self.size > 1:
-            text = "\n".join(names).encode()
-            if len(text) > NAMES_BYTES:
-                raise InputError(f"the names of the loss's metrics take more than {NAMES_BYTES} bytes")
-            local = torch.zeros(NAMES_BYTES, dtype=torch.uint8)
-            local[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else local[:0]
-            local = local.to(self.model.device)
-            everyone = local.new_empty(self.size * NAMES_BYTES)
-            dist.all_gather_single(everyone, local, group=self._group)
-            rows = everyone.cpu().view(self.size, NAMES_BYTES).numpy()
-            texts = [row.tobytes().rstrip(b"\0").decode() for row in rows]
-            names = sorted({name for text in texts for name in text.split("\n") if name})
-        totals = self._all_sum([sums.get(name, 0.0) for name in names])
-        return dict(zip(names, totals, strict=True))
-
-    def _spread(self) -> None:
-        """Masters -> this rank's compute weights -> everybody's."""
-        if self._optimizer.master.data_ptr() != self._weights.data_ptr():
-            self._weights.copy_(self._optimizer.master)
-        if self.size > 1:
-            whole = self.model.flat.padded(self.size)
-            dist.all_gather_single(whole, self._weights.clone(), group=self._group)
-
-    def _culprits(self) -> str:
-        """Parameters of this rank's shard with gradients that are not finite, for the message."""
-        pieces = self.model.flat.pieces(self.start, self.stop)
-        offsets = {name: slot.offset - self.start for name, slot in self.model.flat.slots.items()}
-        bad = [
-            name
-            for name, first, last in pieces
-            if not self.gradient[offsets[name] + first : offsets[name] + last].isfinite().all()
-        ]
-        return f"; on rank {self.rank} in {', '.join(bad[:3])} ({len(bad)} parameters)" if bad else ""
 
 
-def _decayed(flat: FlatBuffer, master: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
-    """Views of the shard `master` that hold matrices: vectors (norms, biases) are not decayed."""
-    views = []
-    for name, first, last in flat.pieces(start, stop):
-        slot = flat.slots[name]
-        if len(slot.shape) > 1:
-            views.append(master[slot.offset + first - start : slot.offset + last - start])
-    return views
+class _Run:
+    """The micro-batches of one step on this stage."""
 
+    def __init__(
+        self, engine: TrainEngine, parts: Sequence[Part], objective: Objective, tokens: int, sequences: int
+    ) -> None:
+        self.engine, self.model, self.parts, self.objective = engine, engine.model, parts, objective
+        self._counts = tokens, sequences
+        self.sums: dict[str, torch.Tensor] = {}
+        self._packed: list[Packed] = [prepare(self.model, part.batch) for part in parts]
+        self.ways: Links = links(self.model, engine.schedule, self._packed)
+        self._alive: dict[int, tuple[torch.Tensor | None, torch.Tensor]] = {}  # input and output
+        self._works: dict[int, Any] = {}
 
-def _square_sum(values: torch.Tensor, width: int = 4096) -> float:
-    """Sum of squares, accumulated in float64 over rows of `width` elements."""
-    whole = len(values) // width * width
-    rows = torch.linalg.vector_norm(values[:whole].view(-1, width), dim=1).double()
-    rest = torch.linalg.vector_norm(values[whole:].double())
-    return float(rows.square().sum() + rest.square())
+    def act(self, action: Action) -> None:
+        """Carry out one action of the schedule."""
+        kind, index = action
+        {"F": self._forward, "B": self._backward, "W": self._weights}[kind](index)
 
+    def _forward(self, index: int) -> None:
+        entering = self.ways.states(index)
+        if entering is not None:
+            entering.requires_grad_(True)
+        states = self.model.run(self._packed[index], entering)
+        if not self.model.place.is_last:
+            self.ways.send_states(index, states)
+            self._alive[index] = entering, states
+            return
+        total, sums = self._loss(self.parts[index], states)
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self._alive[index] = entering, total
 
-def _per_sample(batch: Batch, places: torch.Tensor) -> torch.Tensor:
-    """int64 [S]: how many of `places` each sample has."""
-    sample = torch.bucketize(places, batch.cu_seqlens[1:].long(), right=True)
-    return torch.bincount(sample, minlength=len(batch.ids))
+    def _loss(self, part: Part, states: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What this micro-batch adds to the minibatch's loss, and to sums over loss tokens."""
+        if self.model.head_kind == "value":
+            outputs = {"values": values(self.model, states)}
+        else:
+            stats = scores(self.model, states, part.batch, part.places, self.objective.temperature)
+            places = part.places.to(states.device)
+            outputs = {
+                name: value.new_zeros(len(states)).index_copy(0, places, value)
+                for name, value in stats._asdict().items()
+            }
+        return self.objective.evaluate(part, outputs, *self._counts)
 
+    def _backward(self, index: int) -> None:
+        gradients = self.engine._gradients
+        deferred = self.model.deferred
+        entering, result = self._alive.pop(index)
+        if index == len(self.parts) - 1 and not deferred.defer:
+            gradients.last()
+        torch.autograd.backward(result, None if self.model.place.is_last else self.ways.gradient(index))
+        if entering is not None:
+            assert entering.grad is not None
+            self.ways.send_gradient(index, entering.grad)
+        if deferred.defer:
+            self._works[index] = deferred.take()
 
-def _weights(batch: Batch, places: torch.Tensor, normalise: str, tokens: int, sequences: int) -> torch.Tensor:
-    """float64 [R]: what each loss token counts in the loss; they sum to 1 over all ranks."""
-    if normalise == "token":
-        return torch.full((len(places),), 1 / tokens, dtype=torch.float64)
-    counts = to_tokens(_per_sample(batch, places), batch.lengths)[places]
-    return 1 / (counts.double() * sequences)
-
-
-def _check_terms(terms: LossTerms, total: int) -> None:
-    for name, values in {"per_token": terms.per_token, **terms.metrics}.items():
-        if tuple(values.shape) != (total,):
-            raise InputError(
-                f"loss: {name} has shape {list(values.shape)}, expected [{total}], a value for each token"
-            )
-    if not terms.per_token.requires_grad:
-        raise InputError("loss: per_token does not depend on the model's outputs (logprobs, entropy)")
-
-
-def _arguments(
-    batch: Batch,
-    loss: Loss,
-    reads: Mapping[str, str],
-    extents: Mapping[str, Extent] | None,
-    outputs: Mapping[str, torch.Tensor],
-    device: torch.device,
-) -> dict[str, Any]:
-    """What the loss is called with. Floating fields get the dtype of the logprobs."""
-    total, samples = int(batch.lengths.sum()), len(batch.ids)
-    arguments: dict[str, Any] = {}
-    for parameter, name in reads.items():
-        value = batch.fields[name]
-        if isinstance(value, torch.Tensor):
-            finest = (extents or {}).get(parameter, "token") == "token"
-            if finest and len(value) == samples and total != samples:
-                value = to_tokens(value, batch.lengths)
-            dtype = outputs["logprobs"].dtype if value.is_floating_point() else value.dtype
-            value = value.to(device, dtype)
-        arguments[parameter] = value
-    wanted = inspect.signature(loss).parameters
-    known = {**outputs, "lengths": batch.lengths.to(device)}
-    arguments.update({name: value for name, value in known.items() if name in wanted})
-    return arguments
+    def _weights(self, index: int) -> None:
+        gradients, names = self.engine._gradients, self.engine._names
+        work = self._works.pop(index)
+        if index == len(self.parts) - 1:
+            pending = [
+                p for product in work.products for p in (product.weight, product.bias) if p is not None
+            ]
+            gradients.last({names[id(parameter)] for parameter in pending})
+        work.run(lambda parameter, gradient: gradients.add(names[id(parameter)], gradient))

@@ -161,12 +161,11 @@ class ModelTasks:
         """This rank's part of a checkpoint: weights by the first replica, optimizer state by every rank."""
         spans, call = Spans(), kept(self._graph)[message.model]
         top = partial_directory(self._run_dir, message.directory)
-        ranks = self._plan.calls[call.name].ranks
         files = {}
         with spans, self._hosts.using(call) as model:
             if call.op == "train":
                 folder, trainer = top / "state" / message.model, self._hosts.trainer(message.model)
-                shard = save_state(trainer, folder, ranks.index(self._rank), len(ranks))
+                shard = save_state(trainer, folder)
                 files[str(shard.relative_to(top))] = file_digest(shard)
             sums = save_model(model, self._hosts.tokenizer(message.model), top / message.model)
             files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_model
 
 from realflow.data.batch import pack
-from realflow.engines.infer import score, scored_tokens
+from realflow.engines.infer import prepare, scored_tokens, scores
 from realflow.models import sharing
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.sharing import find_shared
@@ -69,7 +69,7 @@ def exact(path: Path, *, share: bool) -> CausalModel:
 
 def gradients(model: CausalModel, batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     places = scored_tokens(batch)
-    stats = score(model, batch, places, 0.9)
+    stats = scores(model, model.run(prepare(model, batch)), batch, places, 0.9)
     weights = torch.linspace(-1, 2, len(places), dtype=stats.logprobs.dtype)
     parameters = dict(model.module.named_parameters())
     for parameter in parameters.values():

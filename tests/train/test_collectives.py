@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from realflow.engines import collectives
-from realflow.engines.collectives import reduce_scatter_sum
+from realflow.engines.collectives import Reducer, all_names
+from realflow.models.place import Axis
 
 RANKS = 4
 CHUNK = 1000
@@ -30,9 +31,18 @@ def on_rank(rank: int, port: int, folder: str) -> None:
     results = {}
     for ranks, group in zip(((0, 1, 2, 3), (1, 3), (0, 2, 3)), groups, strict=True):
         if rank in ranks:
-            index = ranks.index(rank)
-            data = contribution(rank, len(ranks))
-            results[len(ranks)] = reduce_scatter_sum(data, group, index, len(ranks)).clone()
+            axis = Axis(ranks, ranks.index(rank), group)
+            reducer = Reducer(axis)
+            datas = [contribution(rank, len(ranks)), contribution(rank + 10, len(ranks))]
+            for data in datas:
+                reducer.start(data)
+            reducer.finish()
+            own = slice(axis.index * CHUNK, (axis.index + 1) * CHUNK)
+            results[len(ranks)] = torch.stack([data[own] for data in datas])
+            reducer.close()
+            assert all_names([f"r{rank}"] * (rank % 2), axis, data.device) == [
+                f"r{r}" for r in ranks if r % 2
+            ]
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -52,13 +62,11 @@ def test_each_rank_has_its_part_of_the_sum(
     results: list[dict[int, torch.Tensor]], ranks: tuple[int, ...]
 ) -> None:
     size = len(ranks)
-    total = sum(contribution(rank, size) for rank in ranks)
-    for index, rank in enumerate(ranks):
-        part = total[index * CHUNK : (index + 1) * CHUNK]
-        assert torch.allclose(results[rank][size], part, atol=1e-12, rtol=0)
-        assert not torch.allclose(results[rank][size], part / size, atol=1e-3, rtol=0)  # no average
-
-
-def test_alone_it_is_the_data() -> None:
-    data = contribution(0, 1)
-    assert reduce_scatter_sum(data, None, 0, 1).data_ptr() == data.data_ptr()
+    for bucket in (0, 1):
+        total = sum(contribution(rank + 10 * bucket, size) for rank in ranks)
+        for index, rank in enumerate(ranks):
+            part = total[index * CHUNK : (index + 1) * CHUNK]
+            assert torch.allclose(results[rank][size][bucket], part, atol=1e-12, rtol=0)
+            assert not torch.allclose(
+                results[rank][size][bucket], part / size, atol=1e-3, rtol=0
+            )  # no average
