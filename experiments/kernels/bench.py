@@ -1,6 +1,6 @@
 """Bandwidth of the packing kernels against a plain copy of as many bytes with as many threads.
 
-    python experiments/kernels/bench.py [--threads 1] [--megabytes 64] [--rounds 15] [--require 0.7] [--no-record]
+    python experiments/kernels/bench.py --threads 1 --megabytes 64 --rounds 15 --require 0.7
 
 On the CPU the rival is memcpy, on a GPU a device-to-device copy; every result is first compared with
 torch's, bit for bit, and on a GPU with the CPU's. Bytes count once (what is packed).

@@ -7,7 +7,7 @@ import torch
 from realflow.errors import InputError
 
 BUCKET_BYTES = 64 * 1024 * 1024
-ALONE_BYTES = 1024 * 1024
+ALONE_BYTES = 8 * 1024 * 1024
 
 
 class Buckets:

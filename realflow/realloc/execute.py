@@ -26,7 +26,7 @@ from realflow.realloc.storage import Bindings, find
 from realflow.realloc.transfers import Schedule
 from realflow.realloc.verify import Received, checked
 
-IN_FLIGHT = 4
+IN_FLIGHT = 8
 """Messages that a rank sends, and that it receives, at one time. Two of them at most are in slots."""
 
 
