@@ -93,11 +93,13 @@ def check_follows(graph: Graph, cards: Mapping[str, Card]) -> None:
 
 
 def topology(cluster: Cluster) -> Topology:
-    """Where the ranks of a cluster are, and the speed of its slowest kind of links (`ASSUMED`)."""
+    """Where the ranks of a cluster are, and the speed of its slowest links (`ASSUMED` where the cluster
+    does not give it)."""
     nodes = dict(enumerate(name.rpartition(":")[0] for name in cluster.devices))
-    links = [ASSUMED[node.kind] for node in cluster.nodes if node.kind in ASSUMED]
     return Topology(
         nodes,
-        inside=min((link.inside for link in links), default=None),
-        between_rank=min((link.between for link in links), default=None),
+        inside=min((node.inside or ASSUMED[node.kind].inside for node in cluster.nodes), default=None),
+        between_rank=min(
+            (node.between or ASSUMED[node.kind].between for node in cluster.nodes), default=None
+        ),
     )

@@ -12,7 +12,8 @@ import pytest
 from scenes import grpo, place
 from tiny import tiny_model
 
-from realflow.errors import RunError
+from planner import read_cluster
+from realflow.errors import InputError, RunError
 from realflow.layout import Box, box_size, intersect
 from realflow.models.card import Card, card
 from realflow.models.partition import partition
@@ -108,6 +109,27 @@ def test_slices_survive_the_wire_and_say_which_holdings_take_part(cards: dict[st
     assert floor
     assert all(message.floor_seconds == floor for message in slices.values())
     assert len(msgpack.packb(slices[1].part)) < 20_000
+
+
+def test_links_are_as_fast_as_the_cluster_says(cards: dict[str, Card], tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "nodes:\n"
+        "  - {name: a, devices: 1, kind: cuda, inside: 300 GB/s}\n"
+        "  - {name: b, devices: 1, kind: cuda, inside: 200000 MB/s, between: 25 GB/s}\n"
+    )
+    cluster = read_cluster(path)
+    assert [(node.inside, node.between) for node in cluster.nodes] == [(300e9, None), (200e9, 25e9)]
+    found = topology(cluster)
+    assert (found.inside, found.between_rank) == (200e9, 25e9), "the slowest"
+    assert found.nodes == {0: "a", 1: "b"}
+    plan = replace(place(grpo(), 2, {"rollout": (0,), "train": (1,)}), cluster=cluster)
+    (edge,) = planned_edges(plan.graph, plan.calls)
+    schedule = edge_schedule(plan, edge, cards)
+    assert loads(schedule, found).floor_seconds == schedule.bytes / 25e9
+    path.write_text("nodes:\n  - {name: a, devices: 1, between: fast}\n")
+    with pytest.raises(InputError, match="bytes a second, such as 50 GB/s"):
+        read_cluster(path)
 
 
 def wait(slices: Slices, seconds: float = 60.0) -> dict:
