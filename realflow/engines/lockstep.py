@@ -2,7 +2,8 @@
 
 Messages reach each rank over its own socket, in one order but at different times. Before a step the
 replica's first rank says how many are taken; the others take as many of theirs, waiting where one is
-still on its way.
+still on its way. Whatever is to happen between the same two steps on all ranks (prompts, the end of a
+stream, new weights) comes as such a message.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import numpy as np
 from realflow.engines.kv_cache import KVCache
 from realflow.engines.passes import Prefix
 from realflow.engines.samples import Sample
-from realflow.layout import cut
 
 _WORTH_COPYING = 8  # tokens
 
@@ -25,7 +24,8 @@ class Slots:
 
     def __init__(self, count: int, groups: int = 1) -> None:
         self.queue: deque[Sample] = deque()
-        self.groups = tuple(range(*cut(count, groups, index)) for index in range(groups))
+        ends = np.cumsum([_part(count, groups, index) for index in range(groups)]).tolist()
+        self.groups = tuple(range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
         self.slots: list[Sample | None] = [None] * count
         # Row by row, the tokens whose keys and values a slot holds; -1 after their end.
         self._prefixes = np.full((count, 64), -1, dtype=np.int64)
@@ -90,9 +90,8 @@ class Slots:
 
     def _free(self, group: int) -> list[int]:
         """The slots of a group that queued samples go to."""
-        running = len(self.running_in(group))
-        fair = -(-(len(self.queue) + len(self.running)) // len(self.groups))
-        room = min(len(self.queue), max(0, fair - running))
+        fair = _part(len(self.queue) + len(self.running), len(self.groups), group)
+        room = min(len(self.queue), max(0, fair - len(self.running_in(group))))
         return [slot for slot in self.groups[group] if self.slots[slot] is None][:room]
 
     def _holder(self, prefix: np.ndarray, slot: int) -> tuple[int, int]:
@@ -130,3 +129,9 @@ class Slots:
             cache.copy(high, low, moved.length - 1)
             self.slots[low], self.slots[high] = moved, None
             self._prefixes[low] = self._prefixes[high]
+
+
+def _part(total: int, parts: int, index: int) -> int:
+    """The size of one of `parts` nearly equal parts. It never falls as `total` grows, so that a group's
+    fair part of few samples fits into its part of the slots."""
+    return total // parts + (index >= parts - total % parts)
