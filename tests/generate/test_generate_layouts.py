@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layout_ranks import (
+from generate_ranks import (
     AGE,
     DEEP,
     FAMILIES,
