@@ -185,10 +185,11 @@ def test_local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cluster_file(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(
-        "nodes:\n  - {name: n1, devices: 8, kind: cuda, memory: 80 GiB}\n"
+        "nodes:\n  - {name: n1, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 25 GB/s}\n"
         "  - {name: n2, devices: 2, memory: 1024}\n"
     )
-    assert read_cluster(path).nodes == (Node("n1", 8, "cuda", 80 << 30), Node("n2", 2, "cpu", 1024))
+    first = Node("n1", 8, "cuda", 80 << 30, 450e9, 25e9)
+    assert read_cluster(path).nodes == (first, Node("n2", 2, "cpu", 1024))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ def test_cluster_file(tmp_path: Path) -> None:
         ("nodes:\n  - {name: a, devices: 0}\n", 2, "expected a whole number from 1"),
         ("nodes:\n  - {name: a, devices: 1, memory: much}\n", 2, "expected bytes, such as 80 GiB"),
         ("nodes:\n  - {name: a, devices: 1, kind: tpu}\n", 2, "expected one of cpu, cuda"),
+        ("nodes:\n  - {name: a, devices: 1, inside: fast}\n", 2, "expected bytes a second, such as 50 GB/s"),
         ("nodes:\n  - {name: a, devices: 1}\n  - {name: a, devices: 1}\n", 3, "a node a is given twice"),
         ("nodes:\n  - a\n", 2, "expected a mapping"),
         ("- 1\n", 1, "expected a cluster file"),

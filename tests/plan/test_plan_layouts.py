@@ -46,6 +46,7 @@ def test_golden_plans(name: str) -> None:
 # ---- layouts as texts -------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["1f1b", "zero_bubble", None]),
     st.booleans(),
@@ -67,6 +68,7 @@ def test_flags_are_read_in_any_order(
     assert set(flag_words(call)) == set(words) - {"1f1b", "keep"}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=12), st.text("dtp@:,=-0123456789rec", max_size=14))
 def test_any_text_is_read_or_refused(free: str, near: str) -> None:
     for text in (free, near, f"d2:{free}", f"t2@{near}"):
@@ -223,6 +225,7 @@ def test_what_a_model_cannot_do_is_refused_with_what_works(case: str) -> None:
     assert plan_of(layout.size, "d1", f"ref={works[0]}", card=card)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40))
 def test_every_layout_that_works_is_found(ranks: int) -> None:
     found = accepted(CARD, ranks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from realflow.errors import InputError
@@ -28,7 +29,7 @@ from realflow.planfile import (
     read_plan,
     write_plan,
 )
-from realflow.planfile.check import ENGINES_OF, SCHEDULES
+from realflow.planfile.check import ENGINES_OF, SCHEDULES, rule_problems
 from realflow.planfile.ranks import format_ranks, parse_ranks
 
 GRAPHS = {name: load_graph(find_graph(name)) for name in ("grpo", "sft")}
@@ -40,6 +41,7 @@ words = st.text(string.ascii_letters + string.digits + "_-. 1e:#'\"", min_size=1
 names = st.sampled_from(
     ["node01", "on", "1e-5", "0x1f", "null", "gpu-a.cluster", "ü", "~", "12", "a b", "yes"]
 )
+speeds = st.none() | st.floats(1e3, 1e13)
 seconds = st.none() | st.floats(0, 1e9)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
 values = st.recursive(
@@ -67,6 +69,8 @@ def plans(draw: st.DrawFn) -> Plan:
             draw(st.integers(1, 24)),
             draw(st.sampled_from(["cpu", "cuda"])),
             draw(st.none() | st.integers(1, 2**50)),
+            draw(speeds),
+            draw(speeds),
         )
         for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
     ]
@@ -372,6 +376,12 @@ BROKEN = {
         _NODE.replace("3", "three"),
         "expected a whole number from 1 to 4096",
     ),
+    "a link that carries nothing": (
+        "memory_bytes: null}",
+        "memory_bytes: null, inside: 0}",
+        _NODE.replace("null}", "null, inside: 0}"),
+        "expected bytes a second, more than 0, or null",
+    ),
     "too many devices": ("devices: 3", "devices: 1000000000", None, "expected a whole number from 1 to 4096"),
     "asynchronous": (
         "max_staleness: 0",
@@ -436,6 +446,73 @@ def test_broken_plans(case: str) -> None:
     if line is not None:
         assert problem.line is not None
         assert text.splitlines()[problem.line - 1].strip() == line.strip()
+
+
+layouts = st.builds(Layout, st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+
+
+@st.composite
+def any_calls(draw: st.DrawFn) -> CallPlan:
+    """Calls of which many keep the rules."""
+    layout = draw(layouts)
+    rising = st.lists(st.integers(0, 3), min_size=min(layout.size, 4), max_size=layout.size, unique=True).map(
+        sorted
+    )
+    ranks = draw(rising | rising | rising | st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    return CallPlan(
+        tuple(ranks),
+        layout,
+        "native",
+        after=draw(st.sampled_from(["keep", "offload", "free", "free"])),
+        schedule=draw(st.sampled_from(["1f1b", *SCHEDULES])),
+        recompute=draw(st.sampled_from([False, False, True])),
+        sequence_parallel=draw(st.sampled_from([False, False, True])),
+    )
+
+
+def keeps_rules(name: str, op: str, call: CallPlan, train: CallPlan) -> bool:
+    """The rules of one call of grpo on 4 devices, said once more."""
+    size = call.layout.dp * call.layout.tp * call.layout.pp
+    if (
+        len(call.ranks) != size
+        or any(a >= b for a, b in itertools.pairwise(call.ranks))
+        or max(call.ranks) > 3
+    ):
+        return False
+    if op == "train":
+        bubble = call.schedule == "1f1b" or call.layout.pp == 2
+        return call.after != "free" and bubble and (call.layout.tp == 2 or not call.sequence_parallel)
+    if call.schedule != "1f1b" or call.recompute or call.sequence_parallel:
+        return False
+    if op == "function":
+        return call.layout.tp == call.layout.pp == 1 and call.after == "keep"
+    if call.after != "free":
+        return True
+    sized = (call.layout.tp, call.layout.pp) == (train.layout.tp, train.layout.pp)
+
+    def at(where: CallPlan, rank: int) -> tuple[int, int]:
+        index, layout = where.ranks.index(rank), where.layout
+        return index % layout.tp, index // (layout.tp * layout.dp)
+
+    inside = set(call.ranks) <= set(train.ranks)
+    return name == "rollout" and not (
+        sized and inside and all(at(call, r) == at(train, r) for r in call.ranks)
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(["rollout", "reward", "ref", "train"]), any_calls(), layouts)
+def test_rules_of_calls_are_these_and_no_others(name: str, call: CallPlan, trained: Layout) -> None:
+    graph = GRAPHS["grpo"]
+    train = CallPlan(tuple(range(trained.size))[:4], trained, "train")
+    if trained.size > 4:
+        train = CallPlan((0, 1), Layout(dp=2), "train")
+    calls = {other.name: CallPlan((0,), Layout(), ENGINES_OF[other.op][0]) for other in graph.calls}
+    op = graph.call(name).op
+    calls |= {"train": train, name: dataclasses.replace(call, engine=ENGINES_OF[op][0])}
+    plan = Plan(graph, Cluster((Node("local", 4),)), calls)
+    event(f"{name} keeps them: {keeps_rules(name, op, call, calls['train'])}")
+    assert (rule_problems(plan) == []) == keeps_rules(name, op, call, calls["train"])
 
 
 def test_all_problems_are_told_together() -> None:
