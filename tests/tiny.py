@@ -19,12 +19,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Starcoder2Config,
 )
 
 SPECIALS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
@@ -49,6 +51,11 @@ FAMILIES: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
             "query_pre_attn_scalar": 8,
         },
     ),
+}
+
+OTHERS: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
+    "starcoder2": (Starcoder2Config, {}),  # biases everywhere, layer norms, another MLP
+    "granite": (GraniteConfig, {}),  # scales of embeddings, residuals, attention and logits
 }
 
 
@@ -78,7 +85,7 @@ def tiny_tokenizer(vocab: int = 100) -> PreTrainedTokenizerFast:
 
 def tiny_config(family: str = "llama", *, vocab: int = 100, tied: bool = True, **changes: Any) -> Any:
     """The configuration of a tiny model: 2 layers, hidden 32, 4 heads, 2 KV heads."""
-    config, special = FAMILIES[family]
+    config, special = {**FAMILIES, **OTHERS}[family]
     values: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": 32,
@@ -106,7 +113,7 @@ def tiny_model(
     scale: float = 5.0,
     **changes: Any,
 ) -> Path:
-    """Save a random model of `family` (see `FAMILIES`) with its tokenizer; return `directory`.
+    """Save a random model of `family` (see `FAMILIES` and `OTHERS`) with its tokenizer; return `directory`.
 
     Matrices are drawn `scale` times larger than usual, so that the model is far from uniform;
     biases and norms are perturbed too, so that no parameter hides a mistake. `changes` are

@@ -3,7 +3,7 @@
 Usage: python layout_ranks.py RANK WORLD FOLDER
 
 FOLDER holds `cases.json` (a list of `Case`s), the models, and the ranks' meeting file; this rank writes
-`found-RANK.json`: case -> {what: error}.
+`found-RANK.json`: case -> {what: error}. Once all cases have run, the checks of `layout_facts` do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+import layout_facts
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
@@ -25,7 +26,6 @@ from realflow.models.place import Place, groups_of
 from realflow.models.precision import full_precision
 
 TEMPERATURE = 0.8
-NAMED = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def data_of(replica: int) -> Data:
     """Data of a data-parallel replica: different lengths and tokens on each."""
     generator = torch.Generator().manual_seed(100 + replica)
     beginning = torch.randint(0, 100, (5 + replica,), generator=generator)
-    rows = [torch.randint(0, 100, (n,), generator=generator) for n in (3, 9, 4 + replica, 6)]
+    rows = [torch.randint(0, 100, (n,), generator=generator) for n in (3, 9, 4 + replica)]
+    rows.append(torch.tensor([0, 25, 33, 50, 66, 75, 99]))  # padding id, and first ids of ranks' parts
     rows = [torch.cat([beginning, row]) for row in rows[:3]] + rows[3:]
     lengths = [len(row) for row in rows]
     positions = torch.cat([torch.arange(n) for n in lengths])
@@ -133,11 +134,8 @@ def gradients(model: CausalModel, data: Data, spoil: str) -> dict[str, torch.Ten
     grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in named.items()}
     owner = {id(p): name for name, p in named.items()}
     if model.deferred.defer:
-        assert (
-            model.place.layout.size == 1
-            or "model.layers.0.mlp.down_proj.weight" not in named
-            or bool(named["model.layers.0.mlp.down_proj.weight"].grad is None)
-        )
+        inner = [p.grad for name, p in named.items() if ".layers." in name and p.dim() > 1]
+        assert inner and all(grad is None for grad in inner), "a weight's gradient was not deferred"
         model.deferred.take().run(lambda p, grad: grads[owner[id(p)]].add_(grad))
     if spoil != "partial":
         for name in model.partition.partial(sequence=model.sequence_parallel):
@@ -150,15 +148,37 @@ def gradients(model: CausalModel, data: Data, spoil: str) -> dict[str, torch.Ten
     return {**found, **{f"grad/{name}": grad for name, grad in grads.items()}}
 
 
+def spoil(model: CausalModel, what: str) -> None:
+    """Make one mistake that must show."""
+    modules = dict(model.module.named_modules())
+    last = model.place.everyone.index == model.place.everyone.size - 1
+    if what == "shard" and last:  # one rank's part of one layer is wrong
+        name = next(name for name in model.flat.slots if name.endswith("up_proj.weight"))
+        model.flat.view(name).mul_(1.001)
+    if what == "picks":  # query heads take the wrong one of the shared key heads
+        for module in modules.values():
+            if hasattr(module, "kv_picks"):
+                module.kv_picks = 1 - module.kv_picks
+    if what == "padding":  # every rank's first row is taken for that of the padding id
+        for module in modules.values():
+            if isinstance(module, torch.nn.Embedding):
+                module.padding_idx = 0
+    if what == "bias":  # every rank adds the bias, and the sum has it t times
+        for module in modules.values():
+            if isinstance(module, torch.nn.Linear) and "forward" in vars(module):
+                layer = module
+                layer.forward = lambda x, layer=layer: model.region.leave(
+                    torch.nn.functional.linear(x, layer.weight, layer.bias)
+                )
+
+
 def run_case(case: Case, folder: Path, place: Place) -> dict[str, float]:
     """Error of each result: norm of the difference over the norm of the plain model's."""
     model = load_model(folder / case.model, dtype=case.dtype, place=place)
     model.sequence_parallel, model.recompute = case.sequence, case.recompute
     model.deferred.defer = case.defer
-    if case.spoil == "shard" and place.everyone.index == place.everyone.size - 1:
-        with torch.no_grad():
-            name = next(name for name in model.flat.slots if name.endswith("up_proj.weight"))
-            model.flat.view(name).mul_(1.001)
+    with torch.no_grad():
+        spoil(model, case.spoil)
     replica = place.dp.index
     expected = reference(folder / case.model, replica)
     boxes = model.boxes()
@@ -168,7 +188,7 @@ def run_case(case: Case, folder: Path, place: Place) -> dict[str, float]:
         if what.startswith("grad/"):
             right = right[tuple(slice(*span) for span in boxes[what.removeprefix("grad/")])]
         assert right.shape == value.shape, (what, right.shape, value.shape)
-        errors[what] = float((value.double() - right).norm() / right.norm())
+        errors[what] = float((value.double() - right).norm() / expected[what].norm())
     return errors
 
 
@@ -176,7 +196,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     cases = [Case(**entry) for entry in json.loads((folder / "cases.json").read_text())]
-    layouts = {case.layout: Layout.parse(case.layout) for case in cases}
+    texts = {*(case.layout for case in cases), *layout_facts.LAYOUTS}
+    layouts = {text: Layout.parse(text) for text in texts}
     meshes = {text: DeviceMesh(tuple(range(lay.size)), lay) for text, lay in layouts.items()}
     wanted = sorted({ranks for mesh in meshes.values() for ranks in groups_of(mesh)})
     groups = {ranks: dist.new_group(list(ranks)) for ranks in wanted}
@@ -185,6 +206,8 @@ def main(rank: int, world: int, folder: Path) -> None:
         mesh = meshes[case.layout]
         if rank in mesh.ranks:
             found[case.name] = run_case(case, folder, Place.of(mesh, rank, groups))
+    if rank < 4:
+        found["facts"] = layout_facts.find(folder, rank, groups)
     (folder / f"found-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
