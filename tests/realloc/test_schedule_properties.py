@@ -29,7 +29,8 @@ def test_random_layouts(seed: int, smallest: int) -> None:
 
 
 @pytest.mark.full
-@settings(quick, max_examples=4000)
+@pytest.mark.timeout(3600)
+@settings(quick, max_examples=2000)
 @randoms
 def test_random_layouts_thoroughly(seed: int, smallest: int) -> None:
     random_layouts(seed, smallest)
