@@ -43,7 +43,6 @@ from realflow.runtime.messages import (
     Drain,
     Failed,
     Feed,
-    Free,
     Halt,
     Open,
     Ready,
@@ -52,7 +51,7 @@ from realflow.runtime.messages import (
     Save,
 )
 from realflow.runtime.orders import Orders
-from realflow.runtime.readiness import StepReadiness, last_readers
+from realflow.runtime.readiness import StepReadiness
 from realflow.runtime.record import with_record
 from realflow.runtime.weights import Weights, kept
 
@@ -77,7 +76,6 @@ class Core:
         self._files: dict[int, dict[str, str]] = {}
         self._order = 0
         self._over = False
-        self._readers = last_readers(self.graph)
         self._out: list[Instruction] = []
 
     # ---- events -------------------------------------------------------------------------------
@@ -277,18 +275,7 @@ class Core:
 
     def _free(self, step: StepReadiness, call: Call) -> None:
         """Free the fields whose last reader has just finished."""
-        by_ranks: dict[tuple[int, ...], list[str]] = {}
-        for name in {*call.reads.values(), *call.writes.values()}:
-            writer = self.graph.writer(name)
-            if writer is None or writer.name not in step.finished:
-                continue
-            readers = {reader for reader in self._readers[name] if reader in step.calls}
-            if readers <= step.finished:
-                users = {writer.name, *readers}
-                ranks = tuple(sorted({rank for user in users for rank in self.plan.calls[user].ranks}))
-                by_ranks.setdefault(ranks, []).append(name)
-        for ranks, names in by_ranks.items():
-            message = Free(sorted(names), step.first, step.stop)
+        for ranks, message in self._orders.freed(step, call):
             self._out.extend(To(rank, message) for rank in ranks)
 
     def _fail(self, text: str, refused: bool = False) -> None:

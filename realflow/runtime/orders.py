@@ -1,4 +1,5 @@
-"""What a dispatch is given: which samples on which rank, and where each finds its inputs. Pure."""
+"""What a dispatch is given: which samples on which rank, and where each finds its inputs; and what is
+freed behind it. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from realflow.graph.types import Call, Graph
 from realflow.planfile import CallPlan
 from realflow.runtime.assign import Cost, divide, near_owner
 from realflow.runtime.dispatches import replicas
-from realflow.runtime.messages import Execute
-from realflow.runtime.readiness import StepReadiness, producers, token_sources
+from realflow.runtime.messages import Execute, Free
+from realflow.runtime.readiness import StepReadiness, last_readers, producers, token_sources
 
 
 class Orders:
@@ -19,6 +20,7 @@ class Orders:
     def __init__(self, graph: Graph, calls: Mapping[str, CallPlan], costs: Mapping[str, Cost]) -> None:
         self._graph, self._calls, self._costs = graph, calls, costs
         self._sources = token_sources(graph)
+        self._readers = last_readers(graph)
 
     def assign(self, step: StepReadiness, call: Call) -> None:
         """Put the ready units of a function call on the backlog of ranks, near their inputs."""
@@ -73,6 +75,20 @@ class Orders:
                 order, name, call.name, step.step, shards[dp], inputs[dp], lengths=lengths[dp], whole=whole
             )
         return held, sent
+
+    def freed(self, step: StepReadiness, call: Call) -> list[tuple[tuple[int, ...], Free]]:
+        """The fields that nobody reads again now that `call` has finished, with the ranks that have them."""
+        by_ranks: dict[tuple[int, ...], list[str]] = {}
+        for name in {*call.reads.values(), *call.writes.values()}:
+            writer = self._graph.writer(name)
+            if writer is None or writer.name not in step.finished:
+                continue
+            readers = {reader for reader in self._readers[name] if reader in step.calls}
+            if readers <= step.finished:
+                users = {writer.name, *readers}
+                ranks = tuple(sorted({rank for user in users for rank in self._calls[user].ranks}))
+                by_ranks.setdefault(ranks, []).append(name)
+        return [(ranks, Free(sorted(names), step.first, step.stop)) for ranks, names in by_ranks.items()]
 
     def _lengths(self, step: StepReadiness, call: Call, ids: Sequence[int]) -> list[int]:
         """Tokens of each sample as `call` sees it; nothing where only workers can know."""
