@@ -44,6 +44,7 @@ class Boxes:
     def __init__(self) -> None:
         self.all: list[Box] = []
         self._sizes: list[int] = []
+        self._column: Ints = np.zeros(0, dtype=np.int64)
         self._numbers: dict[Box, int] = {}
 
     def number(self, box: Box) -> int:
@@ -57,7 +58,10 @@ class Boxes:
 
     def elements(self, numbers: Ints) -> Ints:
         """Elements of each box."""
-        return np.array(self._sizes, dtype=np.int64)[numbers]
+        if len(self._column) < len(self._sizes):
+            new = np.array(self._sizes[len(self._column) :], dtype=np.int64)
+            self._column = np.concatenate([self._column, new])
+        return self._column[numbers]
 
 
 @dataclass
