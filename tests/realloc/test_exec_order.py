@@ -1,0 +1,196 @@
+"""What a rank does when, with a transport that only notes it: overlap, slots, relays, kept tables."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from realflow.errors import InputError, RunError
+from realflow.layout import full_box
+from realflow.realloc.buckets import Buckets
+from realflow.realloc.execute import Reallocation
+from realflow.realloc.storage import Computed, Storage, local_shards
+from realflow.realloc.transfers import TensorSpec, replicated, transfers
+
+execute = importlib.import_module("realflow.realloc.execute")
+SHAPES = {f"w{i}": (16, 16) for i in range(12)}  # 1024 bytes each in float32
+
+
+@dataclass
+class Transport:
+    """Notes every start and end of a message, and every call of the kernel."""
+
+    events: list[str] = field(default_factory=list)
+    agreed: int = 0
+
+    def start(self, what: str) -> Callable[..., Transport.Work]:
+        def post(tensor: torch.Tensor, peer: int, group: object = None) -> Transport.Work:
+            self.events.append(f"{what} {peer}")
+            return Transport.Work(self, f"{what} {peer}")
+
+        return post
+
+    @dataclass
+    class Work:
+        transport: Transport
+        what: str
+
+        def wait(self) -> None:
+            self.transport.events.append(f"done {self.what}")
+
+
+@pytest.fixture
+def transport(monkeypatch: pytest.MonkeyPatch) -> Transport:
+    made = Transport()
+    monkeypatch.setattr(execute.dist, "isend", made.start("send"))
+    monkeypatch.setattr(execute.dist, "irecv", made.start("receive"))
+    monkeypatch.setattr(execute, "_agree", lambda bound, ends: None)
+    kernel = execute.move
+
+    def move(*arguments: object) -> None:
+        made.events.append("kernel")
+        kernel(*arguments)
+
+    monkeypatch.setattr(execute, "move", move)
+    return made
+
+
+def tensors(shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(shape).t() for name, shape in shapes.items()}  # not one run of memory
+
+
+def sender(bucket: int = 4096) -> Reallocation:
+    """Rank 0 has everything, rank 1 wants it: six messages of two parameters."""
+    src, dst = replicated(SHAPES, 4, [0]), replicated(SHAPES, 4, [1])
+    bound = local_shards(src, 0, tensors())
+    return Reallocation(transfers(src, dst).part(0), 0, None, bound, {}, Buckets(bucket))
+
+
+def test_the_next_message_is_packed_while_one_travels(transport: Transport) -> None:
+    sender().run()
+    flying = packed = most = 0
+    for event in transport.events:
+        packed += event == "kernel"
+        flying += event.startswith("send")
+        flying -= event.startswith("done")
+        most = max(most, flying)
+    assert transport.events[:4] == ["kernel", "send 1", "kernel", "send 1"]
+    assert most == 2, "one bucket has two slots"
+    assert packed == sum(event == "send 1" for event in transport.events) == 6
+
+
+def test_without_a_second_slot_nothing_would_overlap(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    slots = Buckets.slots
+    monkeypatch.setattr(Buckets, "slots", lambda self, side, size: slots(self, side, size)[:1])
+    sender().run()
+    assert transport.events[:4] == ["kernel", "send 1", "done send 1", "kernel"]
+
+
+def test_tables_are_built_once(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = sender()
+    bound = importlib.import_module("realflow.realloc.bound")
+    monkeypatch.setattr(bound, "rows", lambda *_: pytest.fail("a table was built again"))
+    task.run()
+    task.run()
+    assert sum(event == "send 1" for event in transport.events) == 12
+
+
+def test_one_run_of_memory_travels_without_a_slot(transport: Transport) -> None:
+    src, dst = replicated(SHAPES, 4, [0]), replicated(SHAPES, 4, [1])
+    plain = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for rank, specs in ((0, src), (1, dst)):
+        buckets = Buckets(4096, alone_bytes=1024)
+        bound = local_shards(specs, rank, plain)
+        Reallocation(transfers(src, dst).part(rank), rank, None, bound, bound, buckets).run()
+        assert "kernel" not in transport.events
+        assert buckets.held_bytes == 0
+    assert sum(event == "send 1" for event in transport.events) == 12
+
+
+def test_a_relay_is_packed_after_all_that_was_received(transport: Transport) -> None:
+    """Two nodes of two ranks: what comes in to ranks 2 and 3 once is passed on between them."""
+    nodes = {rank: f"n{rank // 2}" for rank in range(4)}
+    src, dst = replicated(SHAPES, 4, [0, 1]), replicated(SHAPES, 4, [2, 3])
+    part = transfers(src, dst, nodes).part(2)
+    assert {t.hop for t in part.transfers} == {0, 1}
+    task = Reallocation(part, 2, None, {}, local_shards(dst, 2, tensors()), Buckets(4096))
+    task.run()
+    events = transport.events
+    received = [i for i, event in enumerate(events) if event in ("done receive 0", "done receive 1")]
+    relayed = [i for i, event in enumerate(events) if event == "send 3"]
+    assert received and relayed
+    assert events[relayed[0] - 1] == "kernel", "a relay is packed when it is sent"
+    assert received[-1] < relayed[0] - 1
+    assert events[received[-1] + 1] == "kernel", "and what it passes on has been unpacked"
+
+
+def test_local_copies_run_while_messages_travel(transport: Transport) -> None:
+    src = {name: TensorSpec(s, 4, ((0, full_box(s)),)) for name, s in SHAPES.items()}
+    dst = replicated(SHAPES, 4, [0, 1])
+    read, write = local_shards(src, 0, tensors()), local_shards(dst, 0, tensors())
+    Reallocation(transfers(src, dst).part(0), 0, None, read, write, Buckets(4096)).run()
+    events = transport.events
+    assert events[:6] == ["kernel", "send 1", "kernel", "send 1", "kernel", "done send 1"]
+    assert events.count("kernel") == 6 + 6
+
+
+def test_a_lost_peer_is_named(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(work: Transport.Work) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Transport.Work, "wait", wait)
+    with pytest.raises(RunError, match="from rank 0 to rank 1 failed: Connection closed"):
+        sender().run()
+
+
+BOX = ((0, 4), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("offset", "strides", "dtype"),
+    [
+        (-1, (4, 1), torch.float32),
+        (0, (4,), torch.float32),
+        (0, (-4, 1), torch.float32),
+        (1, (4, 1), torch.float32),  # past the end
+        (0, (5, 1), torch.float32),
+        (0, (4, 1), torch.float64),
+    ],
+)
+def test_storage_outside_of_its_memory_is_refused(
+    offset: int, strides: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    Storage(BOX, torch.zeros(16), 0, (4, 1), torch.float32)
+    with pytest.raises(InputError, match="storage of box"):
+        Storage(BOX, torch.zeros(16), offset, strides, dtype)
+
+
+def test_bytes_that_no_number_may_begin_at_are_refused() -> None:
+    room = torch.zeros(65, dtype=torch.uint8)
+    with pytest.raises(InputError, match="cannot hold"):
+        Storage(BOX, room[1:], 0, (4, 1), torch.float32)
+    assert Storage(BOX, room, 0, (4, 1), torch.float32).view().shape == (4, 4)
+
+
+def test_a_computed_source_must_give_what_it_says() -> None:
+    wrong = Computed(BOX, torch.float32, lambda part: torch.zeros(2, 2))
+    with pytest.raises(InputError, match="computed source"):
+        wrong.tensor(BOX)
+    src, dst = replicated({"w": (4, 4)}, 4, [0]), replicated({"w": (4, 4)}, 4, [1])
+    part = transfers(src, dst).part(1)
+    with pytest.raises(InputError, match="cannot be written"):
+        Reallocation(part, 1, None, {}, {"w": [wrong]})
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.5])
+def test_a_decay_outside_of_0_to_1_is_refused(decay: float) -> None:
+    src, dst = replicated({"w": (4, 4)}, 4, [0]), replicated({"w": (4, 4)}, 4, [1])
+    with pytest.raises(InputError, match="decay"):
+        Reallocation(transfers(src, dst).part(2), 2, None, {}, {}, decay=decay)
