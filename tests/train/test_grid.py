@@ -1,0 +1,151 @@
+"""Training and inference under data × tensor × pipeline layouts equal plain Hugging Face on one rank.
+
+One launch runs many cases; `grid_ranks` has the data, which differs between replicas in lengths and
+number of micro-batches, and the reference. Controls with a mistake built in must fail the same
+comparison. `make test` runs a slice on 4 ranks, `make test-full` every d·t·p up to 8.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grid_ranks import (
+    FAMILIES,
+    SPEC,
+    STEPS,
+    Case,
+    collected,
+    differences,
+    elements,
+    launch,
+)
+from safetensors.torch import load_file
+
+SLICE = [
+    Case("llama", "d1t1p1"),
+    Case("llama", "d2t2p1", "float32", tied=False, recompute=True),
+    Case("qwen3", "d1t2p2", schedule="zero_bubble", sequence=True),
+    Case("qwen3", "d2t1p2", "float32", schedule="zero_bubble", normalise="sequence"),
+    Case("gemma3", "d1t3p1", recompute=True),
+    Case("gemma3", "d1t4p1", "float32", sequence=True),
+    Case("qwen2", "d2t2p1", tied=False, sequence=True, recompute=True, normalise="sequence"),
+    Case("mistral", "d1t1p4", tied=False, schedule="zero_bubble", recompute=True),
+    Case("mistral", "d4t1p1", "float32"),
+    Case("llama", "d2t1p2", recompute=True),
+    Case("llama", "d3t1p1", after="d2t1p2"),
+    Case("llama", "d1t2p2", after="d2t1p2", schedule="zero_bubble"),
+    Case("qwen2", "d1t2p2", head="value", tied=False, schedule="zero_bubble"),
+]
+CONTROLS = [
+    Case("qwen3", "d1t2p1", mistake="no-partial-sum"),
+    Case("llama", "d1t3p1", mistake="no-partial-sum"),
+    Case("llama", "d1t1p2", mistake="no-tied-sum"),
+    Case("llama", "d2t1p1", mistake="averaged"),
+    Case("llama", "d2t1p2", mistake="perturbed"),
+    Case("llama", "d2t2p1", mistake="scaled-sample"),
+]
+
+
+def every() -> list[Case]:
+    """Every layout of up to 8 ranks, every family, tied and untied, in both dtypes; the options take
+    turns, so that each family has each of them with and without."""
+    layouts = [(d, t, p) for d in range(1, 9) for t in range(1, 9) for p in range(1, 9) if d * t * p <= 8]
+    cases = []
+    for index, (d, t, p) in enumerate(layouts):
+        for number, family in enumerate(FAMILIES):
+            for variant in range(4):
+                turn = index + number + variant
+                cases.append(
+                    Case(
+                        family,
+                        f"d{d}t{t}p{p}",
+                        ("float64", "float32")[variant % 2],
+                        tied=variant < 2,
+                        schedule="zero_bubble" if p > 1 and turn % 2 else "1f1b",
+                        sequence=t > 1 and turn // 2 % 2 == 1,
+                        recompute=turn % 3 == 0,
+                        normalise="sequence" if family == "qwen3" and turn % 4 == 0 else "token",
+                    )
+                )
+    return cases
+
+
+EVERY = every()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("grid"), 4, SLICE + CONTROLS)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("everything"), 8, EVERY)
+
+
+def check(folder: Path, case: Case) -> None:
+    """Gradients of each step, updates, metrics and what was inferred are the reference's."""
+    results = collected(folder, case)
+    expected = load_file(folder / f"{case.reference}.reference")
+    exact = case.dtype == "float64"
+    steps = [STEPS] if case.after else range(STEPS)
+    sizes = {key[3:]: tensor.numel() for key, tensor in expected.items() if key.startswith("w0/")}
+    for step in steps if exact else (0,):  # in float32 later weights differ, and so their gradients
+        assert elements(results, f"g{step}") == sizes
+        found = differences(results, f"g{step}")
+        assert max(found.values()) <= (1e-8 if exact else 1e-5), (step, found)
+    update = f"update{steps[-1] + 1}"
+    found = differences(results, update)
+    assert elements(results, update) == sizes
+    assert max(found.values()) <= (1e-8 if exact else 2e-3), found
+    assert all(result["weights"] <= (1e-8 if exact else 2e-3) for result in results)
+    check_metrics(results, expected, list(steps), 1e-9 if exact else 1e-3)
+    if not case.after:
+        assert all(result["inferred"] <= (1e-8 if exact else 1e-4) for result in results)
+    check_replicas(results)
+
+
+def check_metrics(
+    results: list[dict[str, Any]], expected: dict[str, Any], steps: list[int], rel: float
+) -> None:
+    """The reference's, and the same on all ranks to the last digit."""
+    assert all(result["metrics"] == results[0]["metrics"] for result in results)
+    for step, metrics in zip(steps, results[0]["metrics"], strict=True):
+        assert metrics["loss"] == pytest.approx(float(expected[f"loss{step}"]), rel=rel, abs=rel)
+        assert metrics["grad_norm"] == pytest.approx(float(expected[f"norm{step}"]), rel=rel)
+        assert metrics["lr"] == pytest.approx(SPEC.lr * min(1.0, (step + 1) / SPEC.warmup_steps))
+        assert {"pg_clipfrac", "ratio"} <= set(metrics)
+
+
+def check_replicas(results: list[dict[str, Any]]) -> None:
+    """What several ranks hold is equal bit for bit."""
+    seen: dict[str, str] = {}
+    for result in results:
+        for box, digest in result["digests"].items():
+            assert seen.setdefault(box, digest) == digest, box
+
+
+@pytest.mark.parametrize("case", SLICE, ids=lambda case: case.name)
+def test_layouts_equal_plain_hugging_face(folder: Path, case: Case) -> None:
+    check(folder, case)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_every_layout_equals_plain_hugging_face(everything: Path, case: Case) -> None:
+    check(everything, case)
+
+
+@pytest.mark.parametrize("case", CONTROLS, ids=lambda case: case.name)
+def test_controls_fail(folder: Path, case: Case) -> None:
+    results = collected(folder, case)
+    found = differences(results, "g0")
+    assert max(found.values()) > 1e-7
+    if case.mistake in ("averaged", "no-tied-sum", "no-partial-sum"):
+        assert max(found.values()) > 1e-2  # as gross as the mistake
+    if case.mistake == "no-partial-sum":  # copies drift apart where a sum is left out
+        with pytest.raises(AssertionError):
+            check_replicas(results)
