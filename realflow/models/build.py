@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -48,7 +48,7 @@ def build_module(folder: Path, dtype: torch.dtype, head: str) -> PreTrainedModel
             ).eval()
         if module.can_generate() and (folder / "generation_config.json").is_file():
             module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model {folder}: {error}") from error

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from tiny import FAMILIES, OTHERS, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from realflow.errors import InputError
 from realflow.models.causal import load_model, master_values
 from realflow.models.flat import SLACK, FlatBuffer, slots_of
+from realflow.models.heads import values
 from realflow.models.save import save_model
 
 
@@ -120,6 +122,98 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(InputError, match="lacks 9 tensors"):
         load_model(path, dtype="float32")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_modules_are_those_of_from_pretrained(tmp_path: Path, family: str, dtype: str) -> None:
+    """Also what no checkpoint holds: rotary frequencies, scales; and how to generate."""
+    path = tiny_model(tmp_path, family)
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    plain.generation_config.max_new_tokens = 77
+    plain.generation_config.save_pretrained(path)
+    module = load_model(path, dtype=dtype).module
+    ours, theirs = dict(module.named_buffers()), dict(plain.named_buffers())
+    assert ours.keys() == theirs.keys() and len(ours) > 0
+    assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+    ours, theirs = dict(module.named_parameters()), dict(plain.named_parameters())
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not module.training and module.generation_config.max_new_tokens == 77
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoints_of_other_forms_load(tmp_path: Path, tied: bool) -> None:
+    path = tiny_model(tmp_path / "start", tied=tied)
+    expected = load_model(path, dtype="float32").flat.storage
+    plain = AutoModelForCausalLM.from_pretrained(path)
+    plain.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert torch.equal(load_model(tmp_path / "shards", dtype="float32").flat.storage, expected)
+    tensors = load_file(path / "model.safetensors")
+    if tied:  # under the head's name alone, and without the base's prefix
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(load_model(path, dtype="float32").flat.storage, expected)
+    (path / "other.safetensors").write_bytes(b"not read")
+    load_model(path, dtype="float32")
+
+
+def test_heads_are_read_started_from_zeros_or_refused(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "lm")
+    value = load_model(path, dtype="float32", head="value")
+    assert not value.flat.view("score.weight").any() and value.head_kind == "value"
+    states = value.hidden(torch.arange(5), torch.arange(5), torch.tensor([0, 5], dtype=torch.int32))
+    assert values(value, states).tolist() == [0.0] * 5
+    with pytest.raises(InputError, match=r"lacks 1 tensors, such as score\.weight"):
+        load_model(path, dtype="float32", head="reward")
+    classifier = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    torch.nn.init.normal_(classifier.score.weight)
+    classifier.save_pretrained(tmp_path / "reward")
+    reward = load_model(tmp_path / "reward", dtype="float32", head="reward")
+    found = values(reward, reward.hidden(torch.arange(5), torch.arange(5), torch.tensor([0, 5]).int()))
+    expected = classifier(torch.arange(5)[None]).logits[0, 0]
+    torch.testing.assert_close(found[-1], expected)
+    save_model(reward, None, tmp_path / "again")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(torch.arange(5)[None]).logits[0, 0], expected)
+    AutoModelForSequenceClassification.from_pretrained(path, num_labels=3).save_pretrained(tmp_path / "three")
+    with pytest.raises(InputError, match=r"shape \[3, 32\]; its config asks for \[1, 32\]"):
+        load_model(tmp_path / "three", dtype="float32", head="reward")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"layer_types": ["full_attention", "conv"], "model_type": "lfm2"},
+            "kind Conv1d, which mix the tokens",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
+        ({"hidden_size": 64}, r"shape \[100, 32\]; its config asks for \[100, 64\]"),
+        ({"vocab_size": "many"}, "vocab_size"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    path = tiny_model(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError, match=message):
+        load_model(path, dtype="float32")
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path)
+    whole = (path / "model.safetensors").read_bytes()
+    for content in (b"", b"no safetensors at all", whole[: len(whole) // 2]):
+        (path / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as safetensors"):
+            load_model(path, dtype="float32")
+    (path / "model.safetensors").unlink()
+    for index in ("", "[]", '{"weight_map": 3}'):
+        (path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(InputError, match="is no index of a checkpoint"):
+            load_model(path, dtype="float32")
 
 
 def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
