@@ -59,10 +59,19 @@ class Case:
     modules: bool = False
     slots: int = 5
     mistake: str = ""
+    dtype: str = "float64"
 
     @property
     def name(self) -> str:
-        parts = [self.family, self.layout, self.sampling, self.what, str(self.slots), self.mistake]
+        parts = [
+            self.family,
+            self.layout,
+            self.sampling,
+            self.what,
+            str(self.slots),
+            self.mistake,
+            self.dtype,
+        ]
         return "-".join([part for part in parts if part] + (["modules"] if self.modules else []))
 
     @property
@@ -108,7 +117,7 @@ def engine_of(model: CausalModel, case: Case) -> NativeEngine:
 
 def generate(model: CausalModel, other: CausalModel, case: Case, place: Place) -> dict[int, Finished]:
     engine = engine_of(model, case)
-    mine = prompts()[place.dp.index :: place.dp.size]
+    mine = prompts(count=7 if case.dtype == "float64" else 14)[place.dp.index :: place.dp.size]
     if case.what == "arrivals":
         return arriving(engine, mine)
     if case.what == "times":
@@ -213,15 +222,15 @@ def worker(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
     meshes = {case.layout: DeviceMesh(tuple(range(case.size)), Layout.parse(case.layout)) for case in cases}
     needed = sorted({group for mesh in meshes.values() for group in groups_of(mesh)})
     groups = {ranks: dist.new_group(list(ranks)) for ranks in needed}
-    models: dict[tuple[str, str], tuple[CausalModel, CausalModel]] = {}
+    models: dict[tuple[str, ...], tuple[CausalModel, CausalModel]] = {}
     for case in cases:
         if rank >= case.size:
             continue
         place = Place.of(meshes[case.layout], rank, groups)
-        key = case.family, case.layout
+        key = case.family, case.layout, case.dtype
         if key not in models or case.mistake:
             models[key] = tuple(
-                load_model(folder / f"{case.family}-{which}", dtype="float64", place=place)
+                load_model(folder / f"{case.family}-{which}", dtype=case.dtype, place=place)
                 for which in ("first", "second")
             )
         spoil(models[key][0], case.mistake)

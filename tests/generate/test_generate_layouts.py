@@ -50,6 +50,7 @@ ARRIVING = [Case("llama", layout, what="arrivals", slots=4) for layout in ("t2",
 ABORTED = [Case("llama", layout, what="abort", slots=8) for layout in ("t2", "t2p2")]
 FRAMED = [Case("qwen3", layout, what="frames") for layout in ("t2", "t2p2", "p3")]
 TIMED = [Case("llama", "p2", what="times", slots=slots) for slots in (4, 1)]
+ROUNDED = [Case("llama", "t2p2", slots=40, dtype=dtype) for dtype in ("bfloat16", "float32")]
 WRONG = [Case("llama", "t2", mistake="shard"), Case("llama", "p2", mistake="stage")]
 
 COUNTS = range(1, 9)
@@ -65,7 +66,7 @@ EVERY = [
 def folder(tmp_path_factory) -> Path:
     return launch(
         tmp_path_factory.mktemp("few"),
-        [*FEW, *REPLACED, *ARRIVING, *ABORTED, *FRAMED, *TIMED, *WRONG],
+        [*FEW, *REPLACED, *ARRIVING, *ABORTED, *FRAMED, *TIMED, *ROUNDED, *WRONG],
         4,
         SMALL,
     )
@@ -129,6 +130,24 @@ def test_feeds_that_arrive_at_different_times(folder: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", FRAMED, ids=lambda case: case.name)
 def test_static_steps_of_parts(folder: Path, case: Case) -> None:
     check(folder, case)
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: case.name)
+def test_ranks_agree_in_dtypes_that_round(folder: Path, case: Case) -> None:
+    """Bit for bit among each other; log probabilities are those of the exact model but for rounding."""
+    found = found_by(folder, case)
+    assert all(torch.equal(one[name], found[0][name]) for one in found for name in found[0])
+    exact = load_model(folder / f"{case.family}-first", dtype="float64")
+    errors = []
+    for sample in sorted({name.partition("/")[0] for name in found[0]}):
+        tokens, logprobs = (found[0][f"{sample}/{field}"] for field in ("tokens", "logprobs"))
+        with torch.no_grad():
+            states = exact.hidden(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)]).int())
+            scored = exact.logits(states[:-1]).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+        drawn = logprobs[1:] != 0
+        errors.append((scored[drawn] - logprobs[1:][drawn]).abs())
+    mean = float(torch.cat(errors).mean())
+    assert mean < (0.05 if case.dtype == "bfloat16" else 1e-5), mean
 
 
 def test_stages_work_at_the_same_time(folder: Path) -> None:
