@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def tiny_scorer(directory: Path, dtype: str = "float64", seed: int = 0) -> Path:
     return directory
 
 
-def ppo_graph(folder: Path, *overrides: str, **critic: Any) -> Graph:
-    """The shipped graph with tiny models and prompts of its own; `critic` changes the critic's section."""
+def ppo_graph(folder: Path, *overrides: str, optimizer: Mapping[str, Any] | None = None) -> Graph:
+    """The shipped graph with tiny models and prompts of its own; `optimizer` changes both optimizers."""
     actor, scorer = folder / "actor", folder / "scorer"
     if not actor.exists():
         tiny_model(actor, dtype="float64", seed=3)
@@ -50,7 +51,8 @@ def ppo_graph(folder: Path, *overrides: str, **critic: Any) -> Graph:
         "path": str(folder / "prompts.jsonl"),
         "fields": {"prompt": "question", "answer": "answer"},
     }
-    mapping["models"]["critic"] |= critic
+    for model in ("actor", "critic"):
+        mapping["models"][model]["optimizer"] |= optimizer or {}
     return load_graph(mapping)
 
 

@@ -14,10 +14,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from realflow.algorithms.advantages import gae
 from realflow.algorithms.losses import ppo_clip, value_clip
 from realflow.data.batch import Batch, pack
+from realflow.engines import infer as inference
+from realflow.engines import objective
 from realflow.engines.infer import infer
 from realflow.engines.train import TrainEngine
+from realflow.graph.heads import INFER_OUTPUTS, LOSS_OUTPUTS
 from realflow.graph.types import OptimizerSpec
 from realflow.models.causal import CausalModel, load_model
+from realflow.models.precision import full_precision
 
 LENGTHS = (9, 14, 6, 11)
 PROMPT = 3
@@ -86,6 +90,11 @@ def credited(actor: CausalModel, critic: CausalModel, folder: Path) -> dict[str,
     }
 
 
+def test_graphs_and_engines_agree_on_what_heads_give() -> None:
+    assert all(INFER_OUTPUTS[head] == given[0] for head, given in inference.OUTPUTS.items())
+    assert {head: given for head, given in LOSS_OUTPUTS.items() if given} == dict(objective.OUTPUTS)
+
+
 @torch.no_grad()
 def test_values_and_rewards_are_what_a_sequence_classifier_says(critic: CausalModel, folder: Path) -> None:
     """Entry i is the number after token i, for every token; a reward is the one at the last token."""
@@ -95,9 +104,10 @@ def test_values_and_rewards_are_what_a_sequence_classifier_says(critic: CausalMo
     scorer = load_model(folder / "scorer", dtype="float64", head="reward")
     rewards = infer(scorer, [batch(rows[:3]), batch(rows[3:])], "rewards", 1.0)
     for (tokens, _), value, reward in zip(rows, values, rewards, strict=True):
-        states = module.model(input_ids=tokens[None]).last_hidden_state
+        with full_precision(torch.float64):
+            states = module.model(input_ids=tokens[None]).last_hidden_state
+            whole = module(input_ids=tokens[None]).logits[0, 0]
         torch.testing.assert_close(value, module.score(states)[0, :, 0], rtol=1e-9, atol=1e-9)
-        whole = module(input_ids=tokens[None]).logits[0, 0]
         assert float(reward) == pytest.approx(float(whole), rel=1e-9)
 
 
@@ -106,7 +116,7 @@ def test_a_critic_without_a_head_starts_from_zeros(folder: Path) -> None:
     assert all((value == 0).all() for value in infer(fresh, [batch(samples())], "values", 1.0))
 
 
-def objective(actor: CausalModel, fields: dict[str, list[torch.Tensor]]) -> float:
+def gain(actor: CausalModel, fields: dict[str, list[torch.Tensor]]) -> float:
     """Sum of mask x advantage x logprob."""
     found = infer(actor, [batch(samples())], "logprobs", 1.0)
     rows = zip(found, fields["advantages"], samples(), strict=True)
@@ -130,7 +140,7 @@ def test_a_step_makes_better_tokens_likelier(
 ) -> None:
     """And, as the control, with negated advantages less likely."""
     fields = credited(actor, critic, folder)
-    before = objective(actor, fields)
+    before = gain(actor, fields)
     given = {"old_logprobs": fields["logprobs"], "advantages": [sign * a for a in fields["advantages"]]}
     engine = TrainEngine(actor, SPEC)
     rows = samples()
@@ -141,7 +151,7 @@ def test_a_step_makes_better_tokens_likelier(
     reads = {"old_logprobs": "old_logprobs", "advantages": "advantages"}
     metrics = engine.step(micro_batches, ppo_clip, reads=reads, prefix="actor")
     assert metrics["actor/pg_clipfrac"] == 0 and metrics["actor/grad_norm"] > 0
-    assert sign * (objective(actor, fields) - before) > 1e-3
+    assert sign * (gain(actor, fields) - before) > 1e-3
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -171,6 +181,12 @@ def reference_gradients(folder: Path, fields: dict[str, list[torch.Tensor]], whi
     auto = AutoModelForCausalLM if which == "actor" else AutoModelForSequenceClassification
     name = "actor" if which == "actor" else "scorer"
     module = auto.from_pretrained(folder / name, dtype=torch.float64)
+    with full_precision(torch.float64):
+        _accumulate(module, fields, which, count)
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def _accumulate(module, fields: dict[str, list[torch.Tensor]], which: str, count: int) -> None:
     for index, (tokens, mask) in enumerate(samples()):
         if which == "actor":
             logits = module(input_ids=tokens[None]).logits[0, :-1]
@@ -184,7 +200,6 @@ def reference_gradients(folder: Path, fields: dict[str, list[torch.Tensor]], whi
             near = torch.minimum(torch.maximum(values, old - 0.2), old + 0.2)
             per_token = 0.5 * torch.maximum((values - target) ** 2, (near - target) ** 2)
         (per_token[mask[1:]].sum() / count).backward()
-    return {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
 @pytest.mark.parametrize("which", ["actor", "critic"])
