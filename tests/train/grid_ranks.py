@@ -1,17 +1,17 @@
 """Training and inference under many layouts in one launch, compared with plain Hugging Face.
 
-Each rank compares what it holds with a reference that is made here from `AutoModelForCausalLM`,
-`torch.optim.AdamW` and a loop over single sequences, and writes what it found as JSON.
+Each rank compares what it holds with the reference of `grid_reference` and writes what it found as
+JSON; each element of a tensor is compared by one of the ranks that count it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,240 +19,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from grid_reference import (
+    LOSSES,
+    READS,
+    SPEC,
+    STEPS,
+    TEMPERATURE,
+    Case,
+    make_model,
+    micro_batches,
+    reference,
+    samples_of,
+)
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from realflow.algorithms.terms import LossTerms
-from realflow.data.batch import Batch, pack
 from realflow.engines.infer import infer
+from realflow.engines.norms import counts
 from realflow.engines.objective import Objective
+from realflow.engines.shards import Piece
 from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
-from realflow.graph.types import OptimizerSpec
-from realflow.layout import Box, DeviceMesh, Layout, cut
+from realflow.errors import RunError
+from realflow.layout import Box, DeviceMesh
 from realflow.models.causal import load_model
 from realflow.models.place import Place, groups_of
 
-STEPS, SAMPLES, TEMPERATURE = 3, 28, 0.8
-# Adam moves an element whose gradient is all but zero by the sign of rounding errors: eps, a thousandth
-# of a usual element, keeps float32 comparable.
-SPEC = OptimizerSpec(lr=1e-2, eps=1e-5, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
-READS = {"old_logprobs": "logprobs", "advantages": "advantages"}
-EXTENTS = {"logprobs": "token", "tokens": "token", "loss_mask": "token", "advantages": "sample"}
-DTYPES = {"logprobs": "float", "tokens": "int", "loss_mask": "bool", "advantages": "float"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A training run. `after` names a layout whose saved state it continues for one more step."""
-
-    family: str
-    layout: str
-    dtype: str = "float64"
-    tied: bool = True
-    schedule: str = "1f1b"
-    recompute: bool = False
-    sequence: bool = False
-    normalise: str = "token"
-    head: str = "lm"
-    mistake: str = ""
-    after: str = ""
-
-    @property
-    def shape(self) -> Layout:
-        return Layout.parse(self.layout)
-
-    @property
-    def layers(self) -> int:
-        pp = self.shape.pp
-        return 3 if pp <= 2 else 4 if pp <= 4 else 8
-
-    @property
-    def model(self) -> str:
-        return f"{self.family}-{'tied' if self.tied else 'untied'}-{self.head}-{self.layers}-{self.dtype}"
-
-    @property
-    def reference(self) -> str:
-        return f"{self.model}-{self.normalise}"
-
-    @property
-    def name(self) -> str:
-        marks = [self.reference, self.layout, self.schedule]
-        marks += ["recompute"] if self.recompute else []
-        marks += ["sequence"] if self.sequence else []
-        marks += [self.mistake] if self.mistake else []
-        marks += [f"after-{self.after}"] if self.after else []
-        return "-".join(marks)
-
-
-# ---------------------------------------------------------------- data
-
-
-def ppo(logprobs, old_logprobs, advantages, *, entropy, clip=0.2, bonus=0.01) -> LossTerms:
-    ratio = (logprobs - old_logprobs).exp()
-    free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
-    metrics = {"pg_clipfrac": (clipped < free).double(), "ratio": ratio.detach()}
-    return LossTerms(-torch.minimum(free, clipped) - bonus * entropy, metrics)
-
-
-def squares(values, old_logprobs, advantages, lengths=None) -> LossTerms:
-    """A value loss: the state before tokens[i] has the number of entry i - 1."""
-    before = values.roll(1)
-    metrics = {"pg_clipfrac": (before > advantages).double(), "ratio": before.detach()}
-    return LossTerms((before - advantages + 0.1 * old_logprobs).square(), metrics)
-
-
-LOSSES = {"lm": ppo, "value": squares}
-
-
-def samples_of(step: int) -> list[dict[str, Any]]:
-    """The global minibatch of a step: 4 to 9 tokens a sample; two in three begin as the one before."""
-    generator = torch.Generator().manual_seed(100 + step)
-
-    def draw(low: int, high: int, count: int = 1) -> torch.Tensor:
-        return torch.randint(low, high, (count,), generator=generator)
-
-    samples: list[dict[str, Any]] = []
-    for index in range(SAMPLES):
-        length, prompt = int(draw(4, 10)), int(draw(1, 4))
-        tokens = draw(0, 100, length)
-        if index % 3:
-            tokens[:prompt] = samples[-1]["tokens"][:prompt]
-        mask = torch.arange(length) >= prompt
-        mask[-1] = bool(draw(0, 2)) or length == prompt + 1
-        noise = torch.rand(length, generator=generator, dtype=torch.float64)
-        samples.append(
-            {
-                "tokens": tokens,
-                "loss_mask": mask,
-                "logprobs": -8 * noise * mask,
-                "advantages": float(torch.randn(1, generator=generator)),
-            }
-        )
-    return samples
-
-
-def batch_of(samples: list[dict[str, Any]], ids: Iterable[int]) -> Batch:
-    chosen = [samples[i] for i in ids]
-    values = {name: [sample[name] for sample in chosen] for name in EXTENTS}
-    return pack(list(ids), [len(sample["tokens"]) for sample in chosen], values, EXTENTS, DTYPES)
-
-
-def numbers(step: int, dp: int) -> list[int]:
-    """Micro-batches of each replica: all different; in step 1 one of several replicas has none."""
-    counts = [(r + step) % dp + 1 if dp > 2 else 2 * ((r + step) % dp) + 3 for r in range(dp)]
-    return [0 if step == 1 and dp > 1 and count == min(counts) else count for count in counts]
-
-
-def micro_batches(step: int, replica: int, dp: int) -> list[Batch]:
-    counts = numbers(step, dp)
-    before, total = sum(counts[:replica]), sum(counts)
-    samples = samples_of(step)
-    spans = [cut(SAMPLES, total, before + index) for index in range(counts[replica])]
-    return [batch_of(samples, range(start, stop)) for start, stop in spans]
-
-
-# ---------------------------------------------------------------- the reference
-
-
-def make_model(folder: Path, case: Case) -> None:
-    """8 query heads and 4 key and value heads, so that t from 3 on shares or cuts unevenly."""
-    changes: dict[str, Any] = {"num_hidden_layers": case.layers, "num_attention_heads": 8}
-    changes |= {"num_key_value_heads": 4, "head_dim": 4}
-    if case.family == "gemma3":
-        kinds = ("sliding_attention", "full_attention")
-        changes["layer_types"] = [kinds[index % 2] for index in range(case.layers)]
-    path = folder / case.model
-    if case.head == "lm":
-        tiny_model(path, case.family, case.dtype, tied=case.tied, seed=3, **changes)
-        return
-    config = tiny_config(case.family, tied=case.tied, **changes)
-    config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, case.dtype))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-    model.save_pretrained(path)
-
-
-def exact_norms(model: torch.nn.Module) -> None:
-    """transformers' norms compute in float32 whatever the dtype: here the same formulas in float64."""
-
-    def forward(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        eps = getattr(norm, "variance_epsilon", None) or norm.eps
-        scaled = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-        return scaled * (1 + norm.weight) if type(norm).__name__.startswith("Gemma") else scaled * norm.weight
-
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = forward.__get__(module)
-
-
-def score(model: torch.nn.Module, case: Case, sample: Mapping[str, Any]) -> LossTerms:
-    """The loss of one sequence, by full logits; entry i is of tokens[i + 1]."""
-    tokens = sample["tokens"]
-    if case.head == "value":
-        numbers = model.score(model.model(tokens[None]).last_hidden_state)[0, :, 0]
-        old = sample["logprobs"].to(numbers.dtype)
-        terms = squares(numbers, old, sample["advantages"])
-        return LossTerms(terms.per_token[1:], {})
-    logits = model(tokens[None]).logits[0, :-1] / TEMPERATURE
-    log_p = torch.log_softmax(logits, -1)
-    return ppo(
-        log_p.gather(1, tokens[1:, None])[:, 0],
-        sample["logprobs"][1:].to(log_p.dtype),
-        sample["advantages"],
-        entropy=-(log_p.exp() * log_p).sum(-1),
-    )
-
-
-def inferred(model: torch.nn.Module, case: Case, sample: Mapping[str, Any]) -> torch.Tensor:
-    """What `infer` gives for one sequence."""
-    tokens = sample["tokens"]
-    with torch.no_grad():
-        if case.head == "value":
-            return model.score(model.model(tokens[None]).last_hidden_state)[0, :, 0]
-        log_p = (model(tokens[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
-        found = log_p.new_zeros(len(tokens))
-        found[1:] = log_p.gather(1, tokens[1:, None])[:, 0] * sample["loss_mask"][1:]
-        return found
-
-
-def reference(folder: Path, case: Case, steps: int) -> dict[str, torch.Tensor]:
-    """`steps` steps of plain Hugging Face and torch: one rank, one sample at a time."""
-    auto = AutoModelForCausalLM if case.head == "lm" else AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder / case.model, dtype=getattr(torch, case.dtype))
-    if case.dtype == "float64":
-        exact_norms(model)
-    named = dict(model.named_parameters())
-    groups = [
-        {"params": [p for p in named.values() if p.dim() > 1], "weight_decay": SPEC.weight_decay},
-        {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=SPEC.lr, betas=SPEC.betas, eps=SPEC.eps)
-    results = {f"w0/{name}": p.detach().clone() for name, p in named.items()}
-    results["inferred"] = torch.cat([inferred(model, case, sample) for sample in samples_of(0)])
-    for step in range(steps):
-        rows = [score(model, case, sample).per_token[sample["loss_mask"][1:]] for sample in samples_of(step)]
-        rows = [row for row in rows if len(row)]
-        flat = torch.cat(rows).mean()
-        loss = flat if case.normalise == "token" else torch.stack([row.mean() for row in rows]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        results.update({f"g{step}/{name}": p.grad.clone() for name, p in named.items()})
-        norm = torch.nn.utils.clip_grad_norm_(named.values(), SPEC.clip_norm)
-        results[f"loss{step}"], results[f"norm{step}"] = loss.detach(), norm.detach()
-        for group in optimizer.param_groups:
-            group["lr"] = SPEC.lr * min(1.0, (step + 1) / SPEC.warmup_steps)
-        optimizer.step()
-        results.update({f"w{step + 1}/{name}": p.detach().clone() for name, p in named.items()})
-    return results
-
-
 # ---------------------------------------------------------------- one rank
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*side) for side in box)
 
 
 class Comparison:
@@ -263,11 +59,18 @@ class Comparison:
         self.found: dict[str, dict[str, list[float]]] = {}
 
     def add(self, kind: str, name: str, box: Box, values: torch.Tensor) -> None:
-        there = self.wanted(kind, name)[tuple(slice(*side) for side in box)]
-        square = float((values.detach().double() - there).square().sum())
+        """Values of a box of a parameter."""
+        self._count(kind, name, values - self.wanted(kind, name)[_slices(box)])
+
+    def add_flat(self, kind: str, piece: Piece, held: Box, values: torch.Tensor) -> None:
+        """Values [last - first] of a range of the elements of a parameter, of which the rank holds a box."""
+        there = self.wanted(kind, piece.name)[_slices(held)].reshape(-1)[piece.first : piece.last]
+        self._count(kind, piece.name, values - there)
+
+    def _count(self, kind: str, name: str, off: torch.Tensor) -> None:
         entry = self.found.setdefault(kind, {}).setdefault(name, [0.0, 0, self.norm(kind, name)])
-        entry[0] += square
-        entry[1] += values.numel()
+        entry[0] += float(off.detach().double().square().sum())
+        entry[1] += off.numel()
 
     def wanted(self, kind: str, name: str) -> torch.Tensor:
         if kind.startswith("update"):
@@ -280,86 +83,104 @@ class Comparison:
 
 
 def run_case(case: Case, folder: Path, place: Place, expected: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    rank, dp = place.everyone.index, place.dp
+    """Infer, train, compare; what this rank found."""
+    dp = place.dp
     model = load_model(folder / case.model, dtype=case.dtype, place=place, head=case.head)
     start = {name: model.flat.view(name).clone() for name in model.flat.slots}
     model.recompute, model.sequence_parallel = case.recompute, case.sequence
     engine = TrainEngine(model, SPEC, schedule=case.schedule, bucket=1024)
     objective = Objective(LOSSES[case.head], READS, {}, TEMPERATURE, case.normalise, {"advantages": "token"})
+    if case.mistake == "infinite":
+        return {"error": refuses_infinite(engine, objective, dp.index, dp.size)}
     found = Comparison(expected)
-    result: dict[str, Any] = {"metrics": [], "found": found.found}
+    result: dict[str, Any] = {"found": found.found}
     if not case.after:
         result["inferred"] = compare_inferred(case, model, dp.index, dp.size, expected)
-    make_mistake(case, engine, model, rank)
+    make_mistake(case, engine, model, place.everyone.index)
     steps = range(STEPS)
     if case.after:
         load_state(engine, folder / f"state-{case.reference}-{case.after}")
         assert engine.version == STEPS
         steps = range(STEPS, STEPS + 1)
-    for step in steps:
-        batches = micro_batches(step, dp.index, dp.size)
-        if case.mistake == "scaled-sample" and rank == place.everyone.size - 1 and step == 0:
-            batches[0].fields["advantages"].mul_(1 + 1e-6)
-        metrics = engine.backward(batches, objective)
-        if case.mistake == "averaged":
-            for gradient in engine.gradients():
-                gradient.div_(dp.size)
-        data = engine._gradients.data
-        for run in engine.masters.runs:
-            for name, first, last, order in engine.arrangement.names(run.order, run.order + run.size):
-                compare_flat(found, f"g{step}", name, engine, run.order, first, last, data[order:])
-        metrics.update(engine.update())
-        result["metrics"].append(metrics)
-        if step == 1:
-            engine.offload()
-            engine.restore()
-    last = steps[-1] + 1
-    assert engine.version == last
-    boxes = model.boxes()
-    worst = 0.0
-    for shard in engine.masters.shards():
-        if shard.counted:
-            before = expected[f"w0/{shard.name}"][tuple(slice(*side) for side in shard.box)]
-            found.add(f"update{last}", shard.name, shard.box, shard.tensors["master"] - before)
-    digests = {}
-    for name, box in boxes.items():
-        view = model.flat.view(name)
-        there = found.wanted(f"update{last}", name)[tuple(slice(*side) for side in box)]
-        off = float((view.double() - start[name].double() - there).norm())
-        worst = max(worst, off / found.norm(f"update{last}", name)) if not case.after else worst
-        content = view.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digests[f"{name} {box}"] = hashlib.sha256(content).hexdigest()
-    result["weights"], result["digests"] = worst, digests
-    if any(other.after == case.layout for other in ALL.get(case.reference, ())) and not case.mistake:
+    result["metrics"] = [train_step(case, engine, objective, step, found) for step in steps]
+    assert engine.version == steps[-1] + 1
+    result |= compare_weights(engine, start, steps[-1] + 1, found)
+    if any(other.after == case.layout for other in ALL[case.reference]) and not case.mistake:
         save_state(engine, folder / f"state-{case.reference}-{case.layout}")
     engine.close()
     return result
 
 
+def train_step(
+    case: Case, engine: TrainEngine, objective: Objective, step: int, found: Comparison
+) -> dict[str, float]:
+    """One optimizer step, its gradient compared; after the second the engine is away for a while."""
+    place = engine.model.place
+    batches = micro_batches(step, place.dp.index, place.dp.size)
+    if case.mistake == "scaled-sample" and place.everyone.index == place.everyone.size - 1 and step == 0:
+        batches[0].fields["advantages"].mul_(1 + 1e-6)
+    metrics = engine.backward(batches, objective)
+    if case.mistake == "averaged":
+        for gradient in engine.gradients():
+            gradient.div_(place.dp.size)
+    data = engine._gradients.data
+    for run in engine.masters.runs:
+        if counts(engine.arrangement, place, run.order):
+            for piece in engine.arrangement.names(run.order, run.order + run.size):
+                values = data[piece.order : piece.order + piece.last - piece.first]
+                found.add_flat(f"g{step}", piece, engine.model.boxes()[piece.name], values)
+    metrics.update(engine.update())
+    if step == 1:
+        engine.offload()
+        engine.restore()
+    return metrics
+
+
+def compare_weights(
+    engine: TrainEngine, start: Mapping[str, torch.Tensor], step: int, found: Comparison
+) -> dict[str, Any]:
+    """Masters of this rank's shard; compute weights of everything that it holds."""
+    model, kind = engine.model, f"update{step}"
+    boxes, worst, digests = model.boxes(), 0.0, {}
+    for shard in engine.masters.shards():
+        if shard.counted:
+            before = found.expected[f"w0/{shard.name}"][_slices(shard.box)]
+            found.add(kind, shard.name, shard.box, shard.tensors["master"] - before)
+    for name, box in boxes.items():
+        view = model.flat.view(name)
+        if step == STEPS:  # a run that continues did not start from the first weights
+            off = view.double() - start[name].double() - found.wanted(kind, name)[_slices(box)]
+            worst = max(worst, float(off.norm()) / found.norm(kind, name))
+        content = view.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        digests[f"{name} {box}"] = hashlib.sha256(content).hexdigest()
+    same = all(rounded(model, boxes[shard.name], shard) for shard in engine.masters.shards())
+    return {"weights": worst, "digests": digests, "rounded": same}
+
+
 ALL: dict[str, list[Case]] = {}
+"""Reference -> the cases of this launch that are compared with it."""
 
 
-def compare_flat(
-    found: Comparison,
-    kind: str,
-    name: str,
-    engine: TrainEngine,
-    order: int,
-    first: int,
-    last: int,
-    data: torch.Tensor,
-) -> None:
-    """A range of a parameter's gradient, where this rank is the one that counts it."""
-    from realflow.engines.norms import counts
+def rounded(model: Any, held: Box, shard: Any) -> bool:
+    """Whether the compute weights of a shard are its masters, rounded."""
+    local = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(shard.box, held, strict=True))
+    view = model.flat.view(shard.name)[local]
+    return torch.equal(view, shard.tensors["master"].to(view.dtype))
 
-    if not counts(engine.arrangement, engine.model.place, order):
-        return
-    box = engine.model.boxes()[name]
-    there = found.wanted(kind, name)[tuple(slice(*side) for side in box)].reshape(-1)[first:last]
-    square = float((data[: last - first].double() - there).square().sum())
-    entry = found.found.setdefault(kind, {}).setdefault(name, [0.0, 0, found.norm(kind, name)])
-    entry[0] += square
-    entry[1] += last - first
+
+def refuses_infinite(engine: TrainEngine, objective: Objective, replica: int, dp: int) -> str:
+    """The last replica's gradients are infinite: all ranks say so and change nothing."""
+    batches = micro_batches(0, replica, dp)
+    if replica == dp - 1:
+        batches[-1].fields["advantages"].fill_(float("inf"))
+    before = engine.model.flat.data.clone()
+    engine.backward(batches, objective)
+    try:
+        engine.update()
+    except RunError as error:
+        assert torch.equal(engine.model.flat.data, before) and engine.version == 0
+        return str(error)
+    return ""
 
 
 def compare_inferred(
@@ -373,9 +194,7 @@ def compare_inferred(
         assert found == []
         return 0.0
     samples = samples_of(0)
-    starts = [0]
-    for sample in samples:
-        starts.append(starts[-1] + len(sample["tokens"]))
+    starts = list(itertools.accumulate((len(sample["tokens"]) for sample in samples), initial=0))
     ids = [i for batch in batches for i in batch.ids]
     assert len(found) == len(ids)
     return max(

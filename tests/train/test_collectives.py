@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def on_rank(rank: int, port: int, folder: str) -> None:
             assert all_names([f"r{rank}"] * (rank % 2), axis, data.device) == [
                 f"r{r}" for r in ranks if r % 2
             ]
+    everyone = Axis((0, 1, 2, 3), rank, groups[0])
+    reducer, data = Reducer(everyone), contribution(rank, RANKS)
+    dist.barrier()
+    time.sleep(0.4 * (rank == 3))  # busy with its backward pass
+    begin = time.perf_counter()
+    reducer.start(data)
+    started = time.perf_counter() - begin
+    reducer.finish()
+    finished = time.perf_counter() - begin
+    reducer.close()
+    results["beside"] = torch.tensor([started, finished])
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -70,3 +82,9 @@ def test_each_rank_has_its_part_of_the_sum(
             assert not torch.allclose(
                 results[rank][size][bucket], part / size, atol=1e-3, rtol=0
             )  # no average
+
+
+def test_the_caller_goes_on_while_buckets_are_reduced(results: list[dict[int, torch.Tensor]]) -> None:
+    """Rank 3 comes late: the others wait for it in `finish`, not in `start`."""
+    for started, finished in (results[rank]["beside"].tolist() for rank in range(3)):
+        assert started < 0.2 < finished

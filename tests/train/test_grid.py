@@ -1,6 +1,6 @@
 """Training and inference under data × tensor × pipeline layouts equal plain Hugging Face on one rank.
 
-One launch runs many cases; `grid_ranks` has the data, which differs between replicas in lengths and
+One launch runs many cases; `grid_reference` has the data, which differs between replicas in lengths and
 number of micro-batches, and the reference. Controls with a mistake built in must fail the same
 comparison. `make test` runs a slice on 4 ranks, `make test-full` every d·t·p up to 8.
 """
@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_ranks import (
-    FAMILIES,
-    SPEC,
-    STEPS,
-    Case,
-    collected,
-    differences,
-    elements,
-    launch,
-)
+from grid_ranks import collected, differences, elements, launch
+from grid_reference import FAMILIES, SPEC, STEPS, Case
 from safetensors.torch import load_file
 
 SLICE = [
@@ -38,6 +30,8 @@ SLICE = [
     Case("llama", "d1t2p2", after="d2t1p2", schedule="zero_bubble"),
     Case("qwen2", "d1t2p2", head="value", tied=False, schedule="zero_bubble"),
 ]
+ROUNDED = [Case("qwen3", "d2t1p2", "bfloat16"), Case("qwen3", "d2t2p1", "bfloat16", sequence=True)]
+INFINITE = Case("llama", "d2t1p2", mistake="infinite")
 CONTROLS = [
     Case("qwen3", "d1t2p1", mistake="no-partial-sum"),
     Case("llama", "d1t3p1", mistake="no-partial-sum"),
@@ -77,7 +71,7 @@ EVERY = every()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("grid"), 4, SLICE + CONTROLS)
+    return launch(tmp_path_factory.mktemp("grid"), 4, [*SLICE, *ROUNDED, INFINITE, *CONTROLS])
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +99,7 @@ def check(folder: Path, case: Case) -> None:
     if not case.after:
         assert all(result["inferred"] <= (1e-8 if exact else 1e-4) for result in results)
     check_replicas(results)
+    assert all(result["rounded"] for result in results)
 
 
 def check_metrics(
@@ -130,6 +125,24 @@ def check_replicas(results: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("case", SLICE, ids=lambda case: case.name)
 def test_layouts_equal_plain_hugging_face(folder: Path, case: Case) -> None:
     check(folder, case)
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: case.name)
+def test_bfloat16_rounds_its_masters_on_every_rank(folder: Path, case: Case) -> None:
+    results = collected(folder, case)
+    check_replicas(results)
+    assert all(result["rounded"] for result in results)
+    found = differences(results, "g0")
+    assert 1e-4 < max(found.values()) < 0.1  # near the float32 gradient, and not it
+
+
+def test_gradients_that_are_not_finite_are_named_on_every_rank(folder: Path) -> None:
+    """Each rank says which ranks own such elements, and of which parameters."""
+    texts = {result["error"] for result in collected(folder, INFINITE)}
+    assert len(texts) == 1
+    (text,) = texts
+    assert "optimizer step 0: the gradient is not finite" in text
+    assert "on rank 0 in model." in text and "rank 3 in model." in text
 
 
 @pytest.mark.full

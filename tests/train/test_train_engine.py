@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from grid_ranks import exact_norms
+from grid_reference import exact_norms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
