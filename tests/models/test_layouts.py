@@ -18,6 +18,8 @@ from safetensors import safe_open
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from realflow.models.paths import resolve_model
+
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 4
 MORE = ("starcoder2", "granite")  # biases after the sum; scaled embeddings
@@ -39,6 +41,14 @@ SLICE = [
     Case("granite-untied", "t2p2"),
 ]
 SINGLE = [Case("llama-tied", "t2p2", dtype="float32"), Case("qwen3-tied", "t3", dtype="float32")]
+HALF = [
+    Case("llama-tied", "t2p2", sequence=True, dtype="bfloat16"),
+    Case("gemma3-untied", "t3", dtype="bfloat16"),
+]
+REAL = [
+    Case("smollm2", layout, sequence=sequence, dtype="float32")
+    for layout, sequence in (("t2", False), ("t3", True), ("p2", False), ("t2p2", True))
+]
 CONTROLS = [
     Case("llama-tied", "t2", spoil="shard"),
     Case("qwen3-tied", "t2", spoil="partial"),  # the sums of q_norm and k_norm
@@ -115,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, dict]]:
-    return launch(folder, [*SLICE, *SINGLE, *CONTROLS], 4)
+    return launch(folder, [*SLICE, *SINGLE, *HALF, *CONTROLS], 4)
 
 
 def worst(found: Sequence[dict[str, dict]], case: Case) -> tuple[float, str]:
@@ -138,6 +148,11 @@ def test_float32(found: list[dict[str, dict]], case: Case) -> None:
     assert 0 < worst(found, case)[0] <= 1e-5
 
 
+@pytest.mark.parametrize("case", HALF, ids=lambda case: case.name)
+def test_bfloat16_is_near(found: list[dict[str, dict]], case: Case) -> None:
+    assert 1e-4 < worst(found, case)[0] <= 0.1
+
+
 @pytest.mark.parametrize("case", CONTROLS, ids=lambda case: case.name)
 def test_control_a_mistake_shows(found: list[dict[str, dict]], case: Case) -> None:
     assert worst(found, case)[0] > 1e-4
@@ -150,6 +165,16 @@ def test_every_layout_of_eight_ranks(tmp_path: Path) -> None:
     everything = launch(tmp_path, cases, 8, seconds=840)
     wrong = {case.name: worst(everything, case) for case in cases if worst(everything, case)[0] > 1e-11}
     assert not wrong and len(cases) > 100
+
+
+@pytest.mark.full
+@pytest.mark.real_model
+@pytest.mark.timeout(900)
+def test_smollm2_with_uneven_heads(tmp_path: Path) -> None:
+    (tmp_path / "smollm2").symlink_to(resolve_model("smollm2-135m-instruct"))
+    everything = launch(tmp_path, REAL, 4, seconds=840)
+    for case in REAL:
+        assert 0 < worst(everything, case)[0] <= 1e-4, case.name
 
 
 def test_a_value_head_is_whole_on_every_tensor_rank(found: list[dict[str, dict]]) -> None:
