@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from realflow.errors import InputError
 from realflow.models.place import Axis
 
 PIECE = 8 * 1024 * 1024
@@ -120,11 +121,13 @@ def all_sum(values: Sequence[float], axis: Axis, device: torch.device) -> list[f
 
 
 def all_names(names: Sequence[str], axis: Axis, device: torch.device) -> list[str]:
-    """What each rank of `axis` has named, in the order of ranks; more than `NAMES_BYTES` are cut off."""
+    """What each rank of `axis` has named, in the order of ranks. Raises InputError for names that take
+    more than `NAMES_BYTES`."""
     if axis.size == 1:
         return list(names)
     text = "\n".join(names).encode()
-    text = text if len(text) <= NAMES_BYTES else text[:NAMES_BYTES].rpartition(b"\n")[0]
+    if len(text) > NAMES_BYTES:
+        raise InputError(f"the names of a loss's metrics take {len(text)} bytes, more than {NAMES_BYTES}")
     local = torch.zeros(NAMES_BYTES, dtype=torch.uint8)
     if text:
         local[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)

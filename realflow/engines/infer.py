@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -29,12 +30,18 @@ def scored_tokens(batch: Batch) -> torch.Tensor:
     return scored.nonzero().flatten()
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise InputError for one that log probabilities cannot have."""
+    if temperature <= 0:
+        raise InputError(f"temperature {temperature}: log probabilities need one above 0 (greedy has none)")
+
+
 def prepare(model: CausalModel, batch: Batch) -> Packed:
     """What every stage needs to know of a micro-batch."""
     return model.prepare(batch.fields["tokens"], batch.positions, batch.cu_seqlens)
 
 
-def links(model: CausalModel, schedule: str, packed: Sequence[Packed]) -> Links:
+def links(model: CausalModel, schedule: str, packed: Iterable[Packed]) -> Links:
     """The ways to the neighbouring stages for one run over micro-batches."""
     like = torch.empty(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
     return Links(model.place, schedule, [model.boundary_rows(part) for part in packed], like)
@@ -72,11 +79,13 @@ def infer(
         raise InputError(
             f"infer: a model with head {model.head_kind!r} gives {' or '.join(kinds)}, not {output!r}"
         )
-    packed = [prepare(model, batch) for batch in micro_batches]
+    if output == "logprobs":
+        check_temperature(temperature)
+    packed = deque(prepare(model, batch) for batch in micro_batches)
     ways = links(model, "forward", packed)
     results: list[torch.Tensor] = []
-    for index, (batch, part) in enumerate(zip(micro_batches, packed, strict=True)):
-        states = model.run(part, ways.states(index))
+    for index, batch in enumerate(micro_batches):
+        states = model.run(packed.popleft(), ways.states(index))
         if model.place.is_last:
             results.extend(_outputs(model, states, batch, output, temperature))
         else:
@@ -109,8 +118,6 @@ def _predictions(
     model: CausalModel, states: torch.Tensor, batch: Batch, places: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The states [R, H] that predict the tokens at `places`, and these tokens [R]."""
-    if temperature <= 0:
-        raise InputError(f"temperature {temperature}: log probabilities need one above 0 (greedy has none)")
     places = places.to(model.device)
     tokens = batch.fields["tokens"].to(model.device)
     return states.index_select(0, places - 1), tokens[places]

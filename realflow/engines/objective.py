@@ -45,10 +45,6 @@ class Objective:
     def __post_init__(self) -> None:
         if self.normalise not in ("token", "sequence"):
             raise InputError(f"normalise {self.normalise!r}: expected token or sequence")
-        if self.temperature <= 0:
-            raise InputError(
-                f"temperature {self.temperature}: log probabilities need one above 0 (greedy has none)"
-            )
 
     def evaluate(
         self, part: Part, outputs: Mapping[str, torch.Tensor], tokens: int, sequences: int

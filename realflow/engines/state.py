@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from realflow.engines.masters import Shard
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.files import beside
@@ -71,12 +73,15 @@ def load_state(engine: TrainEngine, directory: Path) -> None:
             raise InputError(
                 f"training state {directory}: {shard.name} {_text(missing[0])} is in none of the files"
             )
-    with torch.no_grad():
-        for shard in shards:
-            for entry in stored[shard.name]:
-                common = intersect(entry.box, shard.box)
-                if common is not None:
-                    _read(entry, shard.name, common, shard.box, shard.tensors)
+    wanted: dict[Path, list[tuple[_Stored, Shard]]] = {}
+    for shard in shards:
+        for entry in stored[shard.name]:
+            if intersect(entry.box, shard.box) is not None:
+                wanted.setdefault(entry.file, []).append((entry, shard))
+    for path, pairs in wanted.items():
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for entry, shard in pairs:
+                _read(file, entry, shard)
     engine.loaded(version)
 
 
@@ -114,22 +119,23 @@ def _index(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict
     return found, versions.pop()
 
 
-def _read(entry: _Stored, name: str, common: Box, box: Box, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy a common part of a stored box and of `box` into the tensors of `box`."""
-    there = tuple(slice(a - o[0], b - o[0]) for (a, b), o in zip(common, entry.box, strict=True))
-    here = tuple(slice(a - o[0], b - o[0]) for (a, b), o in zip(common, box, strict=True))
-    with safe_open(entry.file, framework="pt") as file:
-        for kind in KINDS:
-            try:
-                piece = file.get_slice(entry.key(kind, name))[there]
-            except SafetensorError as error:
-                raise InputError(f"training state {entry.file}: it cannot be read ({error})") from error
-            if piece.dtype != tensors[kind].dtype:
-                raise InputError(
-                    f"training state {entry.file}: {kind} of {name} is {_dtype(piece)}, expected "
-                    f"{_dtype(tensors[kind])}: the run computed in another dtype"
-                )
-            tensors[kind][here].copy_(piece)
+def _read(file: Any, entry: _Stored, shard: Shard) -> None:
+    """Copy what a stored box has of a shard's into the shard's tensors."""
+    common = intersect(entry.box, shard.box)
+    assert common is not None
+    there = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(common, entry.box, strict=True))
+    here = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(common, shard.box, strict=True))
+    for kind, tensor in shard.tensors.items():
+        try:
+            piece = file.get_slice(entry.key(kind, shard.name))[there]
+        except SafetensorError as error:
+            raise InputError(f"training state {entry.file}: it cannot be read ({error})") from error
+        if piece.dtype != tensor.dtype:
+            raise InputError(
+                f"training state {entry.file}: {kind} of {shard.name} is {_dtype(piece)}, expected "
+                f"{_dtype(tensor)}: the run computed in another dtype"
+            )
+        tensor[here].copy_(piece)
 
 
 def _without(box: Box, others: Iterable[Box]) -> Iterator[Box]:

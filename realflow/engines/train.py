@@ -25,7 +25,7 @@ import torch.distributed as dist
 from realflow.data.batch import Batch
 from realflow.engines.collectives import Reducer, all_names, all_sum
 from realflow.engines.gradients import Gradients
-from realflow.engines.infer import links, prepare, scores
+from realflow.engines.infer import check_temperature, links, prepare, scores
 from realflow.engines.links import Links
 from realflow.engines.masters import Masters
 from realflow.engines.norms import counts, culprits, square_sum
@@ -37,6 +37,7 @@ from realflow.errors import InputError, RunError
 from realflow.graph.types import Extent, OptimizerSpec
 from realflow.layout import Box
 from realflow.models.causal import CausalModel, Packed
+from realflow.models.deferred import WeightWork
 from realflow.models.heads import values
 
 
@@ -65,14 +66,14 @@ class TrainEngine:
         if model.head_kind not in OUTPUTS:
             raise InputError(f"a model with head {model.head_kind!r} cannot be trained")
         self.model, self.spec, self.total_steps = model, spec, total_steps
-        self.schedule, self.version = schedule, 0
+        self.schedule, self.version, self._sequence = schedule, 0, model.sequence_parallel
         place, cut = model.place, model.partition
         held = set(model.flat.slots)
         self.arrangement = arrange(
             model.flat.slots,
             place.dp.size,
             tied=held & set(cut.tied),
-            partial=held & set(cut.partial(sequence=model.sequence_parallel)),
+            partial=held & set(cut.partial(sequence=self._sequence)),
             whole={name for name in held if place.tp.size > 1 and cut.is_whole(name)},
             bucket=bucket,
         )
@@ -113,6 +114,9 @@ class TrainEngine:
     def backward(self, micro_batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
         """The first half of `step`: leaves the sum of all ranks' gradients in each rank's shard."""
         place, device = self.model.place, self.model.device
+        assert self.model.sequence_parallel == self._sequence, "what is divided over tp has changed"
+        if self.model.head_kind == "lm":
+            check_temperature(objective.temperature)
         parts = [part for part in map(Part.of, micro_batches) if len(part.places)]
         totals = all_sum(counts_of(parts), place.dp, device)
         tokens, sequences = int(totals[0]), int(totals[1])
@@ -235,10 +239,10 @@ class _Run:
         self.engine, self.model, self.parts, self.objective = engine, engine.model, parts, objective
         self._counts = tokens, sequences
         self.sums: dict[str, torch.Tensor] = {}
-        self._packed: list[Packed] = [prepare(self.model, part.batch) for part in parts]
-        self.ways: Links = links(self.model, engine.schedule, self._packed)
+        self._packed: dict[int, Packed] = {i: prepare(self.model, part.batch) for i, part in enumerate(parts)}
+        self.ways: Links = links(self.model, engine.schedule, self._packed.values())
         self._alive: dict[int, tuple[torch.Tensor | None, torch.Tensor]] = {}  # input and output
-        self._works: dict[int, Any] = {}
+        self._works: dict[int, WeightWork] = {}
 
     def act(self, action: Action) -> None:
         """Carry out one action of the schedule."""
@@ -249,7 +253,7 @@ class _Run:
         entering = self.ways.states(index)
         if entering is not None:
             entering.requires_grad_(True)
-        states = self.model.run(self._packed[index], entering)
+        states = self.model.run(self._packed.pop(index), entering)
         if not self.model.place.is_last:
             self.ways.send_states(index, states)
             self._alive[index] = entering, states

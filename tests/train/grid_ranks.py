@@ -41,7 +41,7 @@ from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import RunError
 from realflow.layout import Box, DeviceMesh
-from realflow.models.causal import load_model
+from realflow.models.causal import CausalModel, load_model
 from realflow.models.place import Place, groups_of
 
 # ---------------------------------------------------------------- one rank
@@ -95,7 +95,7 @@ def run_case(case: Case, folder: Path, place: Place, expected: Mapping[str, torc
     found = Comparison(expected)
     result: dict[str, Any] = {"found": found.found}
     if not case.after:
-        result["inferred"] = compare_inferred(case, model, dp.index, dp.size, expected)
+        result["inferred"] = compare_inferred(case, folder, model, expected)
     make_mistake(case, engine, model, place.everyone.index)
     steps = range(STEPS)
     if case.after:
@@ -161,7 +161,7 @@ ALL: dict[str, list[Case]] = {}
 """Reference -> the cases of this launch that are compared with it."""
 
 
-def rounded(model: Any, held: Box, shard: Any) -> bool:
+def rounded(model: CausalModel, held: Box, shard: Any) -> bool:
     """Whether the compute weights of a shard are its masters, rounded."""
     local = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(shard.box, held, strict=True))
     view = model.flat.view(shard.name)[local]
@@ -184,26 +184,28 @@ def refuses_infinite(engine: TrainEngine, objective: Objective, replica: int, dp
 
 
 def compare_inferred(
-    case: Case, model: Any, replica: int, dp: int, expected: Mapping[str, torch.Tensor]
+    case: Case, folder: Path, model: CausalModel, expected: Mapping[str, torch.Tensor]
 ) -> float:
     """The largest difference of this replica's inferred numbers (only the last stage has any)."""
-    batches = micro_batches(0, replica, dp)
-    output = {"lm": "logprobs", "value": "values"}[case.head]
-    found = infer(model, batches, output, TEMPERATURE)
-    if not model.place.is_last:
-        assert found == []
+    place = model.place
+    batches = micro_batches(0, place.dp.index, place.dp.size)
+    found = infer(model, batches, {"lm": "logprobs", "value": "values"}[case.head], TEMPERATURE)
+    rewards: list[torch.Tensor] = []
+    if case.head == "value":  # the same checkpoint as a reward model
+        judge = load_model(folder / case.model, dtype=case.dtype, place=place, head="reward")
+        rewards = infer(judge, batches, "rewards")
+    if not place.is_last:
+        assert found == rewards == []
         return 0.0
-    samples = samples_of(0)
-    starts = list(itertools.accumulate((len(sample["tokens"]) for sample in samples), initial=0))
-    ids = [i for batch in batches for i in batch.ids]
-    assert len(found) == len(ids)
-    return max(
-        float((values - expected["inferred"][starts[i] : starts[i + 1]]).abs().max())
-        for i, values in zip(ids, found, strict=True)
-    )
+    starts = list(itertools.accumulate((len(sample["tokens"]) for sample in samples_of(0)), initial=0))
+    wanted = [expected["inferred"][starts[i] : starts[i + 1]] for batch in batches for i in batch.ids]
+    pairs = list(zip(found, wanted, strict=True))
+    if rewards:
+        pairs += [(reward, there[-1]) for reward, there in zip(rewards, wanted, strict=True)]
+    return max(float((values - there).abs().max()) for values, there in pairs)
 
 
-def make_mistake(case: Case, engine: TrainEngine, model: Any, rank: int) -> None:
+def make_mistake(case: Case, engine: TrainEngine, model: CausalModel, rank: int) -> None:
     if case.mistake == "no-partial-sum":
         engine._sum_partial = lambda: None  # type: ignore[method-assign]
     elif case.mistake == "no-tied-sum":
