@@ -17,17 +17,11 @@ GRAPH = Path(__file__).resolve().parents[2] / "experiments" / "ppo" / "judge.yam
 
 
 def labelled(folder: Path, count: int = 240) -> Path:
-    """Answers to `<digit>?`: the digit again (right) or another one (wrong)."""
-    rows = []
-    for i in range(count):
-        right = i % 2
-        rows.append(
-            {
-                "prompt": f"{i // 2 % 10}?",
-                "completion": str((i // 2 + (0 if right else 1 + i // 20 % 9)) % 10),
-                "rewards": float(right),
-            }
-        )
+    """Answers that are right where they are a digit below 5, whatever the question."""
+    rows = [
+        {"prompt": f"{i // 10 % 10}?", "completion": str(i % 10), "rewards": float(i % 10 < 5)}
+        for i in range(count)
+    ]
     path = folder / "samples.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -51,16 +45,15 @@ def test_its_graph_is_right(tmp_path: Path) -> None:
 def test_a_judge_learns_and_is_a_reward_model(tmp_path: Path) -> None:
     """From labelled answers to a sequence classifier that scores right ones above wrong ones."""
     result = run(
-        plan(judge(tmp_path, "steps=60", "lr=1e-2"), devices=1), run_dir=tmp_path / "run", quiet=True
+        plan(judge(tmp_path, "steps=40", "lr=3e-3"), devices=1), run_dir=tmp_path / "run", quiet=True
     )
     accuracy = [step["judge/accuracy"] for step in result.metrics]
     assert sum(accuracy[-5:]) / 5 > 0.9 > sum(accuracy[:5]) / 5
-    folder = result.run_dir / "checkpoints" / "step-000060" / "judge"
+    folder = result.run_dir / "checkpoints" / "step-000040" / "judge"
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    right = score(model, tokenizer, "4?", "4")
-    wrong = [score(model, tokenizer, "4?", str(other)) for other in range(10) if other != 4]
-    assert right > sum(wrong) / len(wrong) + 1
+    right, wrong = ([score(model, tokenizer, "4?", str(n)) for n in range(k, k + 5)] for k in (0, 5))
+    assert min(right) > max(wrong) + 1
 
 
 @torch.no_grad()
