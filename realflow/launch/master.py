@@ -21,6 +21,7 @@ from typing import Any
 from realflow.errors import InputError
 from realflow.models.card import card
 from realflow.models.costs import cost_model
+from realflow.models.layouts import check_layouts
 from realflow.models.paths import resolve_model
 from realflow.observe.progress import Progress
 from realflow.observe.recorder import RunFiles
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         plan = read_plan(arguments.run_dir / "plan.yaml")
         cards = {name: card(resolve_model(spec.path)) for name, spec in plan.graph.models.items()}
+        check_layouts(plan)
         check_follows(plan.graph, cards)
         master = Master(
             plan,

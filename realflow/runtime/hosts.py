@@ -119,14 +119,16 @@ class Hosts:
         does not keep is put away behind it."""
         host, model = self._parts[str(call.model), self._holding(call)], self._models[call.name]
         trainer = self._trainers[str(call.model)] if call.op == "train" else None
-        offloads = self._plan.calls[call.name].after == "offload"
+        after = self._plan.calls[call.name].after
         host.residence.restore()
         model.region.axis = model.place.tp  # calls that share a part may have other tensor groups
-        if trainer is not None and offloads:
+        if trainer is not None and after == "offload":
             trainer.restore()
         yield model
-        if trainer is not None and offloads:
+        if trainer is not None and after == "offload":
             trainer.offload()
+        if after != "keep":  # its KV cache too, and graphs captured on weights that may lie elsewhere later
+            self._generators.pop(call.name, None)
         host.put_away()
 
     def generator(self, call: Call) -> NativeEngine:

@@ -226,7 +226,7 @@ def test_a_rank_lost_in_a_reallocation(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     supervisor = start(tmp_path / "plan.yaml", run_dir)
     try:
-        wait_for(lambda: (tmp_path / "training.txt").exists())
+        wait_for(lambda: (tmp_path / "training.txt").exists(), seconds=180)
         workers = [p for p in processes(run_dir, MODULES["worker"]) if "-n" not in p.cmdline()]
         (victim,) = [p for p in workers if p.environ()["OMPI_COMM_WORLD_RANK"] == "2"]
         victim.suspend()

@@ -108,6 +108,17 @@ def test_offloading_lets_go_of_memory_and_changes_no_answer(graph: Graph) -> Non
     assert not torch.equal(trained[0].model.flat.storage, start), "it was trained"
 
 
+def test_a_generator_is_kept_only_where_its_call_says_so(graph: Graph) -> None:
+    plan = place(graph, 1, {}, after={"greedy": "offload"})
+    found = hosts(plan)
+    for name, kept in (("rollout", True), ("greedy", False)):
+        call, made = graph.call(name), []
+        for _ in range(2):
+            with found.using(call):
+                made.append(found.generator(call))
+        assert (made[0] is made[1]) == kept, "its KV cache is let go of with it"
+
+
 def test_what_one_user_keeps_is_kept(graph: Graph) -> None:
     plan = place(graph, 1, {}, after={"rollout": "offload", "ref": "offload"})
     found = hosts(plan)
