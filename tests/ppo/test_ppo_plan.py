@@ -13,6 +13,7 @@ from ppo_tiny import ppo_graph
 from realflow.api import plan, read_plan
 from realflow.errors import InputError
 from realflow.graph import find_graph, load_graph
+from realflow.models.paths import resolve_model
 from realflow.planfile import write_plan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "ppo.md"
@@ -50,8 +51,8 @@ def test_a_missing_reward_model_is_told_with_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("REALFLOW_CACHE", str(folder / "empty"))
     name = load_graph(find_graph("ppo")).models["reward"].path
-    with pytest.raises(InputError, match=rf"models.reward.path: {name} is not in the cache.*experiments/ppo"):
-        plan("ppo", devices=1, overrides=[f"model={folder / 'actor'}"])
+    with pytest.raises(InputError, match=rf"{name} is not in the cache.*experiments/ppo/reward_model\.py"):
+        resolve_model(name)
     script = DOCS.parents[1] / "experiments" / "ppo" / "reward_model.py"
     assert f'NAME = "{name}"' in script.read_text("utf-8")
 
