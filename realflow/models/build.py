@@ -67,8 +67,12 @@ def build_module(folder: Path, dtype: torch.dtype, head: str) -> PreTrainedModel
     return module
 
 
+_DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
 class _Hollow(TorchFunctionMode):
-    """Tensors that are made without values, as those of weights are, get no memory."""
+    """Tensors that are made without values, as those of weights are, get no memory, and no draws either
+    (which take the time of a small model's load even without memory)."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -76,6 +80,8 @@ class _Hollow(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
+        elif func in _DRAWS and kwargs["tensor"].is_meta:  # torch.nn.init passes it by name
+            return kwargs["tensor"]
         return func(*args, **kwargs)
 
 
