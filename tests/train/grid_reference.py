@@ -124,7 +124,8 @@ def batch_of(samples: list[dict[str, Any]], ids: Iterable[int]) -> Batch:
 
 def numbers(step: int, dp: int) -> list[int]:
     """Micro-batches of each replica: all different; in step 1 one of several replicas has none."""
-    counts = [(r + step) % dp + 1 if dp > 2 else 2 * ((r + step) % dp) + 3 for r in range(dp)]
+    least = 1 if dp < 8 else 0  # a micro-batch has at least one of the samples
+    counts = [(r + step) % dp + least if dp > 2 else 2 * ((r + step) % dp) + 3 for r in range(dp)]
     return [0 if step == 1 and dp > 1 and count == min(counts) else count for count in counts]
 
 
