@@ -202,7 +202,7 @@ def compare_inferred(
     pairs = list(zip(found, wanted, strict=True))
     if rewards:
         pairs += [(reward, there[-1]) for reward, there in zip(rewards, wanted, strict=True)]
-    return max(float((values - there).abs().max()) for values, there in pairs)
+    return max((float((values - there).abs().max()) for values, there in pairs), default=0.0)
 
 
 def make_mistake(case: Case, engine: TrainEngine, model: CausalModel, rank: int) -> None:
