@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from realflow.errors import InputError
@@ -138,11 +138,37 @@ def box_size(box: Box) -> int:
     return math.prod(stop - start for start, stop in box)
 
 
+def lengths(box: Box) -> tuple[int, ...]:
+    """The shape of a box."""
+    return tuple(stop - start for start, stop in box)
+
+
 def intersect(a: Box, b: Box) -> Box | None:
     """The common part of two boxes of one tensor, or None where they do not meet."""
     assert len(a) == len(b), (a, b)
     common = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
     return None if any(start >= stop for start, stop in common) else common
+
+
+def without(box: Box, others: Iterable[Box]) -> list[Box]:
+    """What of `box` none of `others` covers, as boxes that do not meet."""
+    left = [box] if box_size(box) else []
+    for other in others:
+        left = [rest for part in left for rest in _minus(part, other)]
+    return left
+
+
+def _minus(box: Box, other: Box) -> list[Box]:
+    """`box` without `other`: at most two boxes for each dim."""
+    common = intersect(box, other)
+    if common is None:
+        return [box]
+    rest: list[Box] = []
+    for dim, ((start, stop), (low, high)) in enumerate(zip(box, common, strict=True)):
+        for first, last in ((start, low), (high, stop)):
+            if first < last:
+                rest.append((*common[:dim], (first, last), *box[dim + 1 :]))
+    return rest
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from realflow.layout import Box, DeviceMesh, Layout, box_size
+from realflow.layout import Box, DeviceMesh, Layout, box_size, lengths
 from realflow.models.card import Card, Parameter
 from realflow.models.partition import partition
-from realflow.realloc.storage import Storage, lengths
+from realflow.realloc.storage import Storage
 from realflow.realloc.transfers import Tensors, TensorSpec
 
 _CUTS = {

@@ -13,9 +13,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from realflow.layout import Box, intersect
+from realflow.layout import Box, intersect, lengths
 from realflow.realloc.schedule import Schedule
-from realflow.realloc.storage import Storage, lengths
+from realflow.realloc.storage import Storage
 from realflow.realloc.transfers import Tensors
 
 Held = Mapping[str, Sequence[Storage]]

@@ -8,7 +8,7 @@ the parts of boxes that it needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from realflow.engines.masters import Shard
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.files import beside
-from realflow.layout import Box, box_size, intersect
+from realflow.layout import Box, intersect, without
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
@@ -68,7 +68,7 @@ def load_state(engine: TrainEngine, directory: Path) -> None:
     stored, version = _index(directory, shapes)
     shards = list(engine.masters.shards())
     for shard in shards:
-        missing = list(_without(shard.box, (entry.box for entry in stored.get(shard.name, ()))))
+        missing = without(shard.box, (entry.box for entry in stored.get(shard.name, ())))
         if missing:
             raise InputError(
                 f"training state {directory}: {shard.name} {_text(missing[0])} is in none of the files"
@@ -136,28 +136,6 @@ def _read(file: Any, entry: _Stored, shard: Shard) -> None:
                 f"{_dtype(tensor)}: the run computed in another dtype"
             )
         tensor[here].copy_(piece)
-
-
-def _without(box: Box, others: Iterable[Box]) -> Iterator[Box]:
-    """What of `box` none of `others` covers, as boxes."""
-    left = [box]
-    for other in others:
-        left = [part for piece in left for part in _minus(piece, other)]
-        if not left:
-            return
-    yield from left
-
-
-def _minus(box: Box, other: Box) -> Iterator[Box]:
-    """`box` without `other`: at most two boxes for each dim."""
-    common = intersect(box, other)
-    if common is None or box_size(common) == 0:
-        yield box
-        return
-    for dim, ((start, stop), (first, last)) in enumerate(zip(box, common, strict=True)):
-        for low, high in ((start, first), (last, stop)):
-            if low < high:
-                yield (*common[:dim], (low, high), *box[dim + 1 :])
 
 
 def _key(kind: str, name: str, box: Box) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from realflow.errors import InputError
-from realflow.layout import Box, flat_boxes
+from realflow.layout import Box, flat_boxes, lengths
 from realflow.models import attention
 from realflow.models.build import HEADS, build_module
 from realflow.models.card import build as build_card
@@ -215,7 +215,7 @@ def load_model(
     _check_names(module, cut, path)
     names = stored_names(checkpoint, cut.card, _optional(head))
     boxes = cut.boxes(place.pp.index, place.tp.index)
-    flat = allocate({name: _shape(box) for name, box in boxes.items()}, DTYPES[dtype], target)
+    flat = allocate({name: lengths(box) for name, box in boxes.items()}, DTYPES[dtype], target)
     for name, box in boxes.items():
         if name in names:
             flat.view(name).copy_(checkpoint.read(names[name], box))
@@ -253,10 +253,6 @@ def master_values(model: CausalModel, start: int, stop: int, dtype: torch.dtype)
 
 def _optional(head: str) -> frozenset[str]:
     return frozenset({SCORE} if head == "value" else ())
-
-
-def _shape(box: Box) -> tuple[int, ...]:
-    return tuple(stop - start for start, stop in box)
 
 
 def _check_names(module: PreTrainedModel, cut: Partition, path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from realflow.errors import InputError
-from realflow.layout import Box
+from realflow.layout import Box, lengths
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.messages import Message, messages
 from realflow.realloc.pack import Row, Side, contiguous, rows, table
-from realflow.realloc.storage import Bindings, Computed, Storage, find, lengths
+from realflow.realloc.storage import Bindings, Computed, Storage, find
 from realflow.realloc.transfers import Schedule, Transfer
 
 Wire = Mapping[str, torch.dtype] | torch.dtype | None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from realflow.layout import Box, box_size, flat_boxes, intersect
+from realflow.layout import Box, box_size, flat_boxes, without
 from realflow.realloc.specs import Holders
 
 
@@ -100,28 +100,6 @@ def missing_elements(src: Holders, dst: Holders) -> int:
     for rank, box in dst:
         key = (box, tuple(own.get(rank, ())))
         if key not in known:
-            missing = [box] if box_size(box) else []
-            for held in key[1]:
-                missing = [rest for part in missing for rest in _without(part, held)]
-            known[key] = sum(map(box_size, missing))
+            known[key] = sum(map(box_size, without(box, key[1])))
         total += known[key]
     return total
-
-
-def subtract(box: Box, hole: Box) -> list[Box]:
-    """What is left of `box` without `hole` (which lies inside it): at most two boxes for each dim."""
-    rest: list[Box] = []
-    core = list(box)
-    for dim, ((start, stop), (low, high)) in enumerate(zip(box, hole, strict=True)):
-        if start < low:
-            rest.append((*core[:dim], (start, low), *core[dim + 1 :]))
-        if high < stop:
-            rest.append((*core[:dim], (high, stop), *core[dim + 1 :]))
-        core[dim] = (low, high)
-    return rest
-
-
-def _without(box: Box, other: Box) -> list[Box]:
-    """What is left of `box` without the elements of `other`."""
-    common = intersect(box, other)
-    return [box] if common is None else subtract(box, common)

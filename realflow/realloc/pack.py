@@ -158,13 +158,6 @@ def checksums(buffer: torch.Tensor, bounds: Sequence[int]) -> list[int]:
     return found
 
 
-def checksum(tensor: torch.Tensor) -> int:
-    """64 bits that depend on every byte and its place (row-major, whatever the strides)."""
-    # A fresh clone has plain strides, which a view as bytes requires even of one element.
-    data = tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
-    return checksums(data, (0, len(data)))[0]
-
-
 @cache
 def _operators() -> torch._ops._OpNamespace:
     """`torch.ops.realflow`, its library loaded at the first use."""

@@ -13,13 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from realflow.errors import InputError
-from realflow.layout import Box, box_size
+from realflow.layout import Box, box_size, lengths
 from realflow.realloc.transfers import Tensors
-
-
-def lengths(box: Box) -> tuple[int, ...]:
-    """The shape of a box."""
-    return tuple(stop - start for start, stop in box)
 
 
 def contains(box: Box, part: Box) -> bool:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.realloc.pack import KINDS, Row, Side, checksum, checksums, contiguous, move, rows, table
+from realflow.realloc.pack import KINDS, Row, Side, checksums, contiguous, move, rows, table
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
@@ -173,7 +173,6 @@ def test_a_gpu_gives_the_bits_of_the_cpu(made: Made) -> None:
     move([source.cuda()], moves, [there], decay)
     assert same(there.cpu(), expected)
     assert checksums(there, (0, 3, len(there))) == checksums(expected, (0, 3, len(expected)))
-    assert checksum(expected) == checksums(there, (0, len(there)))[0]
 
 
 @pytest.mark.full

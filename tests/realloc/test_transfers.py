@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from realflow.errors import InputError
-from realflow.layout import Box, cut, flat_boxes, full_box
+from realflow.layout import Box, box_size, cut, flat_boxes, full_box, lengths, without
 from realflow.realloc.balance import Class, level
 from realflow.realloc.messages import messages
 from realflow.realloc.transfers import Schedule, Tensors, TensorSpec, replicated, transfers
@@ -82,6 +82,19 @@ def partition(draw: st.DrawFn, box: Box, depth: int = 3) -> list[Box]:
     low = (*box[:dim], (start, middle), *box[dim + 1 :])
     high = (*box[:dim], (middle, stop), *box[dim + 1 :])
     return [*draw(partition(low, depth - 1)), *draw(partition(high, depth - 1))]
+
+
+@settings(quick, max_examples=200)
+@given(st.data(), st.lists(st.integers(0, 5), max_size=3))
+def test_what_boxes_leave_of_a_box(data: st.DataObject, shape: list[int]) -> None:
+    """Every element that no other box has, once; two boxes for each dim at most where there is one."""
+    box = data.draw(boxes(tuple(shape)))
+    others = data.draw(st.lists(boxes(tuple(shape)), max_size=4))
+    left = without(box, others)
+    assert set().union(*map(elements, left)) == elements(box).difference(*map(elements, others))
+    assert sum(map(box_size, left)) == len(set().union(*map(elements, left)))
+    assert all(0 not in lengths(part) for part in left)
+    assert all(len(without(box, [other])) <= 2 * len(box) or not box for other in others)
 
 
 @st.composite
