@@ -26,8 +26,8 @@ from realflow.realloc.storage import Bindings, find
 from realflow.realloc.transfers import Schedule
 from realflow.realloc.verify import Received, checked
 
-IN_FLIGHT = 8
-"""Messages that a rank sends, and that it receives, at one time. Two of them at most are in slots."""
+IN_FLIGHT = 16
+"""Messages of a rank that may be under way. Two that it sends and two that it receives are in slots."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,14 @@ def _copies(bound: Bound) -> Iterator[tuple[Launch, Launch]]:
 
 
 class _Exchange:
-    """One run: sends and receives in the common order, as many at once as there is room for.
+    """One run: sends and receives in one common order, as many at once as there is room for.
 
-    It cannot deadlock: take the first message of that order which is not complete. Both of its ends
-    wait for nothing but messages before it, which are complete, so both have posted it. A relay is
-    packed when all that came before hop 1 is unpacked, and is after all of it in that order.
+    A rank posts its messages, sends and receives together, in `message.order`, and completes them in
+    it. It cannot deadlock, even where a transport begins a message only after those posted before it
+    (NCCL does so for the messages of a pair of ranks, or for all of a rank's, and a large one ends
+    when both its ends have begun): take the first message of the order that is not complete. What
+    its two ranks posted before it is complete, so has given back its slots, and both have posted it
+    and begun. A relay waits for all of hop 0, which is before it in the order.
     """
 
     def __init__(
@@ -186,36 +189,33 @@ class _Exchange:
     ) -> None:
         self._bound, self._received = bound, received
         self._copies = deque(copies)
-        self._queues = {side: deque(e for e in ends if e.side == side) for side in ("send", "receive")}
-        self._free = {side: self._slots(side) for side in self._queues}
+        self._queue = deque(ends)
+        self._free = {side: self._slots(side) for side in ("send", "receive")}
         self._flying: dict[tuple[int, int, int, int], tuple[_End, torch.Tensor, dist.Work]] = {}
-        self._count = {"send": 0, "receive": 0}
         self._awaited = sum(not end.sends and not end.message.hop for end in ends)  # of hop 0
 
     def _slots(self, side: str) -> list[torch.Tensor]:
-        sizes = [end.message.bytes for end in self._queues[side] if not end.direct]
+        sizes = [end.message.bytes for end in self._queue if end.side == side and not end.direct]
         return list(self._bound.buckets.slots(side, max(sizes))) if sizes else []
 
     def run(self) -> None:
-        while any(self._queues.values()) or self._flying:
-            for side in self._queues:
-                while self._ready(side):
-                    self._post(self._queues[side].popleft())
+        while self._queue or self._flying:
+            while self._ready():
+                self._post(self._queue.popleft())
             self._copy()
             if self._flying:
                 self._complete()
         while self._copies:
             self._copy()
 
-    def _ready(self, side: str) -> bool:
-        """Whether the next message of a side may start."""
-        queue = self._queues[side]
-        if not queue or self._count[side] == IN_FLIGHT:
+    def _ready(self) -> bool:
+        """Whether the next message may start."""
+        if not self._queue or len(self._flying) == IN_FLIGHT:
             return False
-        end = queue[0]
+        end = self._queue[0]
         if end.sends and end.message.hop and self._awaited:
             return False
-        return end.direct or bool(self._free[side])
+        return end.direct or bool(self._free[end.side])
 
     def _post(self, end: _End) -> None:
         """Start one message: packed and sent, or awaited."""
@@ -230,7 +230,6 @@ class _Exchange:
             work = dist.irecv(buffer, message.source, group=group)
         assert work is not None, "this rank is outside the process group"
         self._flying[message.order] = (end, slot, work)
-        self._count[end.side] += 1
 
     def _complete(self) -> None:
         """Wait for the first message in flight, and unpack it."""
@@ -243,7 +242,6 @@ class _Exchange:
                 f"realloc: the message of {message.bytes} bytes from rank {message.source} to rank "
                 f"{message.destination} failed: {error}"
             ) from error
-        self._count[end.side] -= 1
         if not end.sends:
             buffer = slot[: message.bytes]
             if self._received is not None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import pytest
 import torch
+from realloc_ranks import storage, wires
+from schedule_cases import NODES, weights
 
 from realflow.errors import InputError, RunError
-from realflow.layout import full_box
+from realflow.layout import Layout, full_box
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.execute import Reallocation
 from realflow.realloc.storage import Computed, Storage, local_shards
-from realflow.realloc.transfers import TensorSpec, replicated, transfers
+from realflow.realloc.transfers import Tensors, TensorSpec, replicated, transfers
 
 execute = importlib.import_module("realflow.realloc.execute")
 SHAPES = {f"w{i}": (16, 16) for i in range(12)}  # 1024 bytes each in float32
+Posts = dict[int, list[tuple[int, bool]]]
 
 
 @dataclass
@@ -129,6 +134,50 @@ def test_a_relay_is_packed_after_all_that_was_received(transport: Transport) -> 
     assert events[relayed[0] - 1] == "kernel", "a relay is packed when it is sent"
     assert received[-1] < relayed[0] - 1
     assert events[received[-1] + 1] == "kernel", "and what it passes on has been unpacked"
+
+
+def posted(transport: Transport, src: Tensors, dst: Tensors, nodes: dict[int, str] | None) -> Posts:
+    """What each of eight ranks posts, in its order: (the other rank, whether it sends)."""
+    schedule = transfers(src, dst, nodes, min_split_bytes=64)
+    found: Posts = {}
+    for rank in range(8):
+        transport.events.clear()
+        read, write = storage(src, rank, True, "plain"), storage(dst, rank, False, "plain")
+        buckets = Buckets(1024, alone_bytes=256)
+        Reallocation(schedule.part(rank), rank, None, read, write, buckets, wires(src, dst)).run()
+        events = [event.split() for event in transport.events]
+        found[rank] = [(int(e[1]), e[0] == "send") for e in events if e[0] in ("send", "receive")]
+    return found
+
+
+def stuck(posts: Posts) -> int:
+    """Messages that never end where each begins only after all that either end posted before it."""
+    left = {rank: deque(messages) for rank, messages in posts.items()}
+    moved = True
+    while moved:
+        moved = False
+        for rank, queue in left.items():
+            while queue and queue[0][1] and left[queue[0][0]] and left[queue[0][0]][0] == (rank, False):
+                left[queue.popleft()[0]].popleft()
+                moved = True
+    return sum(map(len, left.values()))
+
+
+@pytest.mark.parametrize("nodes", [None, NODES])
+@pytest.mark.parametrize(("one", "other"), [("t8", "d8"), ("p8", "d2t2p2"), ("t4p2", "d8")])
+def test_both_ends_of_a_pair_post_in_one_order(
+    transport: Transport, one: str, other: str, nodes: dict[int, str] | None
+) -> None:
+    """A transport with one stream for a pair, or for a rank, as NCCL has, does not wait for ever."""
+    posts = posted(transport, weights(Layout.parse(one)), weights(Layout.parse(other)), nodes)
+    for rank, peer in combinations(posts, 2):
+        here = [sends for other, sends in posts[rank] if other == peer]
+        assert here == [not sends for other, sends in posts[peer] if other == rank]
+    both_ways = [r for r, p in combinations(posts, 2) if {(p, True), (p, False)} <= set(posts[r])]
+    assert both_ways, "some pair sends in both directions"
+    assert stuck(posts) == 0
+    # The control: all sends, then all receives.
+    assert stuck({rank: sorted(messages, key=lambda m: not m[1]) for rank, messages in posts.items()}) > 0
 
 
 def test_local_copies_run_while_messages_travel(transport: Transport) -> None:
