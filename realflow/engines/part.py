@@ -12,9 +12,9 @@ from realflow.engines.kv_cache import CacheShape
 from realflow.errors import InputError
 from realflow.models.partition import Partition, Stage
 from realflow.models.place import Place
+from realflow.models.supported import ATTENTION_KINDS
 from realflow.models.tensor import Region
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
@@ -100,7 +100,7 @@ def cache_shape(model: HoldsPart, slots: int, length: int) -> CacheShape:
     module = model.module
     config = module.config.get_text_config()
     name = type(module).__name__
-    strange = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    strange = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
     if strange or not getattr(module, "_supports_attention_backend", False):
         found = f"layers of type {', '.join(sorted(strange))}" if strange else "attention of its own"
         raise InputError(f"model {name} has {found}; native generation needs full or sliding attention")

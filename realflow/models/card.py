@@ -25,7 +25,7 @@ import realflow
 from realflow.errors import InputError, Problem
 from realflow.models.paths import cache_dir
 
-FORMAT = 2
+FORMAT = 3
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _VOLATILE = {"_name_or_path", "transformers_version"}
 _DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -53,7 +53,8 @@ class Card:
     `parameters` are in module order, a tied one once; `tied` maps every other name of a tied
     parameter to the one in `parameters`. `tensor_styles` and `pipeline_styles` are the model's
     own `tp_plan` and `pp_plan` (prefixes and head merged): module pattern -> style, and module ->
-    (inputs, outputs); the latter is empty where the modules do not keep to it.
+    (inputs, outputs); the latter is empty where the modules do not keep to it. `unsupported` says why
+    RealFlow cannot run the model at all, `unsupported_head` why not with its language-model head.
     """
 
     hash: str
@@ -71,6 +72,8 @@ class Card:
     max_positions: int
     tensor_styles: Mapping[str, str]
     pipeline_styles: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    unsupported: str = ""
+    unsupported_head: str = ""
 
     @property
     def size(self) -> int:
@@ -198,6 +201,7 @@ def build(folder: Path) -> Card:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from realflow.models.stages import keeps_stages
+    from realflow.models.supported import body_problem, head_problem
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     dtype = config.dtype or torch.float32
@@ -214,6 +218,7 @@ def build(folder: Path) -> Card:
         parameters.append(
             Parameter(name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."))
         )
+    problem = body_problem(model)
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Card(
@@ -236,6 +241,8 @@ def build(folder: Path) -> Card:
         }
         if keeps_stages(model)
         else {},
+        unsupported=problem,
+        unsupported_head="" if problem else head_problem(model),
     )
 
 

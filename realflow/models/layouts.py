@@ -40,14 +40,20 @@ def known_cards(plan: Plan) -> dict[str, Card]:
 
 
 def layout_problems(graph: Graph, calls: Mapping[str, CallPlan], cards: Mapping[str, Card]) -> list[Problem]:
-    """What cannot be cut as `calls` say: call, layout, the reason, and layouts of as many ranks that
-    work. Models without a card are passed over."""
-    problems = []
+    """Models that cannot run at all, and what cannot be cut as `calls` say: call, layout, the reason,
+    and layouts of as many ranks that work. Models without a card are passed over."""
+    known = {name: with_head(cards[name], spec.head) for name, spec in graph.models.items() if name in cards}
+    problems = [
+        Problem(reason, where=f"graph.models.{name}")
+        for name, own in known.items()
+        if (reason := own.unsupported or own.unsupported_head)
+    ]
+    if problems:
+        return problems
     for call in graph.calls:
-        if call.model is None or call.model not in cards:
+        if call.model is None or call.model not in known:
             continue
-        layout = calls[call.name].layout
-        own = with_head(cards[call.model], graph.models[call.model].head)
+        layout, own = calls[call.name].layout, known[call.model]
         reasons = refusals(own, layout)
         if reasons:
             works = ", ".join(str(other) for other in nearest(accepted(own, layout.size), layout))

@@ -206,6 +206,7 @@ def with_head(card: Card, head: str) -> Card:
         card,
         parameters=(*kept, Parameter(f"{HEAD_NAME}weight", (1, card.hidden), dtype)),
         tied={alias: owner for alias, owner in card.tied.items() if not alias.startswith(f"{output}.")},
+        unsupported_head="",
     )
 
 
@@ -275,6 +276,9 @@ def _balanced(layers: list[float], count: int, first: float, last: float) -> tup
 
 
 def _refusals(card: Card, layout: Layout) -> Iterator[Problem]:
+    problem = card.unsupported or card.unsupported_head
+    if problem:
+        yield Problem(problem, where="model")
     if layout.pp > card.layers:
         yield Problem(
             f"{card.architecture} has {card.layers} layers; p{layout.pp} needs at least {layout.pp}: "
