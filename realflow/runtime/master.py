@@ -7,6 +7,7 @@ What is to be kept or shown goes to an `Observer`; the process that holds all th
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 import traceback
@@ -54,6 +55,9 @@ from realflow.runtime.slices import Slices
 SILENCE_SECONDS = 30.0
 STARTUP_SECONDS = 600.0
 TICK_SECONDS = 0.25
+DEATH_SECONDS = 0.25
+"""How long a failure waits for the news that its cause is the death of another rank."""
+DIED = "has died (its process is gone)"
 
 Emit = Callable[[dict[str, Any]], None]
 """Takes an event for people: {"kind": "running" | "step" | "note" | "error" | "end", ...}."""
@@ -168,7 +172,7 @@ class Master:
                 if fd in ready:
                     self._poller.unregister(fd)
                     os.close(self._pidfds.pop(rank))
-                    self._event(WorkerLost(rank, "has died (its process is gone)"))
+                    self._event(WorkerLost(rank, DIED))
             if self._begun:
                 for rank, slices in self._slices.take().items():
                     for part in slices:
@@ -223,12 +227,25 @@ class Master:
             case DispatchDone():
                 self._reported(message)
                 self._event(message)
+            case Failed(refused=False, rank=rank):
+                dead = self._first_death(besides=rank)
+                self._event(message if dead is None else WorkerLost(dead, DIED))
             case Ready() | SampleReady() | Failed():
                 self._event(message)
             case _:
                 self.emit(
                     {"kind": "note", "text": f"dropped a {type(message).__name__}, which workers do not send"}
                 )
+
+    def _first_death(self, besides: int) -> int | None:
+        """Another rank whose process is gone, or will be in a moment: then it is that which made the
+        reporting one fail. (A rank that reports its own failure lives on for seconds.)"""
+        poller = select.poll()
+        ranks = {fd: rank for rank, fd in self._pidfds.items() if rank != besides}
+        for fd in ranks:
+            poller.register(fd, select.POLLIN)
+        ready = poller.poll(DEATH_SECONDS * 1000) if ranks else []
+        return ranks[ready[0][0]] if ready else None
 
     def _hello(self, hello: Hello) -> None:
         self._hellos[hello.rank] = hello

@@ -71,13 +71,15 @@ import time
 from realflow.algorithms.losses import ppo_clip
 from realflow.graph.functions import loss
 
-READS = {"old_logprobs": "token float field=logprobs", "advantages": "sample float"}
+READS = {"old_logprobs": "token float field=logprobs", "advantages": "token float"}
 
 @loss(reads=READS, needs=("logprobs", "entropy"))
 def slow_loss(logprobs, entropy, old_logprobs, advantages):
     (pathlib.Path(__file__).parent / "training.txt").touch()
     time.sleep(3)
-    return ppo_clip(logprobs, entropy, old_logprobs, advantages)
+    return ppo_clip(
+        logprobs=logprobs, entropy=entropy, old_logprobs=old_logprobs, advantages=advantages
+    )
 
 @loss(reads=READS, needs=("logprobs", "entropy"))
 def deadly_loss(logprobs, entropy, old_logprobs, advantages):

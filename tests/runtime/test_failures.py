@@ -231,7 +231,7 @@ def test_a_rank_lost_in_a_reallocation(tmp_path: Path) -> None:
         (victim,) = [p for p in workers if p.environ()["OMPI_COMM_WORLD_RANK"] == "2"]
         victim.suspend()
         wait_for(lambda: at_step(run_dir))
-        time.sleep(1.0)
+        time.sleep(2.0)  # the next rollout's move has begun
         everyone = psutil.Process(supervisor.pid).children(recursive=True)
         victim.kill()
         started = time.monotonic()
