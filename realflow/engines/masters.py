@@ -14,6 +14,7 @@ from realflow.engines.shards import Arrangement
 from realflow.graph.types import OptimizerSpec
 from realflow.layout import Box, flat_boxes
 from realflow.models.causal import CausalModel, master_values
+from realflow.models.residence import Residence
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class Masters:
                 master.copy_(master_values(model, run.flat, run.flat + run.size, self.dtype))
         self._weights, self._masters = weights, masters
         self._optimizer = FlatAdamW(masters, spec, list(self._decayed()))
-        self._host: list[tuple[torch.Tensor, torch.Tensor]] = []
+        moments = (self._optimizer.exp_avg, self._optimizer.exp_avg_sq)
+        self._residences = [Residence(tensor) for tensor in (*self._own, *moments)]
 
     def step(self, gradients: Sequence[torch.Tensor], lr: float) -> None:
         """One AdamW step from a gradient for each run, then `spread`."""
-        assert not self._host, "the masters are offloaded"
+        assert all(one.where == "here" for one in self._residences), "the masters are offloaded"
         self._optimizer.step(gradients, lr)
         self.spread()
 
@@ -114,19 +116,13 @@ class Masters:
 
     def offload(self) -> None:
         """Move masters (where they are not the compute weights) and moments to host memory."""
-        assert not self._host, "the masters are offloaded already"
-        for tensor in (*self._own, self._optimizer.exp_avg, self._optimizer.exp_avg_sq):
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            host.copy_(tensor)
-            tensor.untyped_storage().resize_(0)
-            self._host.append((tensor, host))
+        for residence in self._residences:
+            residence.offload()
 
     def restore(self) -> None:
         """Bring them back; views of them are valid again."""
-        for tensor, host in self._host:
-            tensor.untyped_storage().resize_(host.untyped_storage().nbytes())
-            tensor.copy_(host)
-        self._host.clear()
+        for residence in self._residences:
+            residence.restore()
 
     def _decayed(self) -> Iterator[torch.Tensor]:
         """What of the masters belongs to matrices: vectors (norms, biases) are not decayed."""

@@ -8,7 +8,7 @@ the parts of boxes that it needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.files import beside
 from realflow.layout import Box, intersect, without
+from realflow.models.causal import CausalModel
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
@@ -38,35 +39,47 @@ class _Stored:
 
 
 def save_state(engine: TrainEngine, directory: Path) -> Path:
-    """Write this rank's masters and optimizer moments; returns the file, whole or not there at all.
-
-    Every rank of the engine's mesh does it, into one directory.
-    """
-    everyone = engine.model.place.everyone
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"shard-{everyone.index:05d}-of-{everyone.size:05d}.safetensors"
-    shapes = {p.name: list(p.shape) for p in engine.model.partition.card.parameters}
-    tensors = {
-        _key(kind, shard.name, shard.box): shard.tensors[kind].contiguous()
-        for shard in engine.masters.shards()
-        if shard.counted
-        for kind in KINDS
-    }
-    facts = {"version": str(engine.version), "shapes": json.dumps(shapes)}
-    with beside(path) as partial:
-        save_file(tensors, partial, metadata=facts)
-    return path
+    """Write this rank's masters and optimizer moments: see `save_shards`."""
+    return save_shards(engine.model, engine.masters.shards(), engine.version, directory)
 
 
 def load_state(engine: TrainEngine, directory: Path) -> None:
     """Continue from the files of a run of the same model under any layout, on all ranks together.
 
-    Raises InputError, with the engine unchanged, where files are missing, damaged, of another model
-    or of different versions, or do not hold all that this rank needs.
+    Raises InputError, with the engine unchanged, as `load_shards` does.
     """
-    shapes = {p.name: p.shape for p in engine.model.partition.card.parameters}
+    engine.loaded(load_shards(engine.model, list(engine.masters.shards()), directory))
+
+
+def save_shards(model: CausalModel, shards: Iterable[Shard], version: int, directory: Path) -> Path:
+    """Write those of this rank's boxes that count; returns the file, whole or not there at all.
+
+    Every rank of the model's mesh does it, into one directory, after `version` steps.
+    """
+    everyone = model.place.everyone
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"shard-{everyone.index:05d}-of-{everyone.size:05d}.safetensors"
+    shapes = {p.name: list(p.shape) for p in model.partition.card.parameters}
+    tensors = {
+        _key(kind, shard.name, shard.box): tensor.contiguous()
+        for shard in shards
+        if shard.counted
+        for kind, tensor in shard.tensors.items()
+    }
+    facts = {"version": str(version), "shapes": json.dumps(shapes)}
+    with beside(path) as partial:
+        save_file(tensors, partial, metadata=facts)
+    return path
+
+
+def load_shards(model: CausalModel, shards: Sequence[Shard], directory: Path) -> int:
+    """Fill this rank's boxes from files that were written under any layout; returns their version.
+
+    Raises InputError where files are missing, damaged, of another model or of different versions, or
+    do not hold all that this rank needs.
+    """
+    shapes = {p.name: p.shape for p in model.partition.card.parameters}
     stored, version = _index(directory, shapes)
-    shards = list(engine.masters.shards())
     for shard in shards:
         missing = without(shard.box, (entry.box for entry in stored.get(shard.name, ())))
         if missing:
@@ -82,7 +95,7 @@ def load_state(engine: TrainEngine, directory: Path) -> None:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for entry, shard in pairs:
                 _read(file, entry, shard)
-    engine.loaded(version)
+    return version
 
 
 def _index(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, list[_Stored]], int]:

@@ -125,6 +125,12 @@ class ModelSpec:
     head: Head = "lm"
     follows: Follow | None = None
 
+    @property
+    def average(self) -> Literal["float32"] | None:
+        """The dtype in which what follows is averaged, where the compute weights are too coarse for it."""
+        averaged = self.follows is not None and self.follows.decay > 0
+        return "float32" if averaged and self.dtype == "bfloat16" else None
+
 
 @dataclass(frozen=True)
 class DataSpec:

@@ -36,7 +36,7 @@ ASSUMED: Mapping[str, Links] = {
 
 def specs(card: Card, spec: ModelSpec, held: Iterable[Held]) -> dict[str, TensorSpec]:
     """Every parameter of a model with the boxes that holdings have of it (several on one rank, if the
-    rank has several holdings)."""
+    rank has several holdings), in the dtype that follows, where the model has one of its own."""
     own = with_head(card, spec.head)
     holders: dict[str, dict[tuple[int, Box], None]] = {p.name: {} for p in own.parameters}
     known: dict[Holding, dict[str, Box]] = {}
@@ -46,7 +46,7 @@ def specs(card: Card, spec: ModelSpec, held: Iterable[Held]) -> dict[str, Tensor
             known[holding] = cut.boxes(holding.pp, holding.tp)
         for name, box in known[holding].items():
             holders[name][rank, box] = None
-    size = ITEMSIZE[spec.dtype]
+    size = ITEMSIZE[spec.average or spec.dtype]
     return {p.name: TensorSpec(p.shape, size, tuple(holders[p.name])) for p in own.parameters}
 
 
@@ -58,7 +58,7 @@ def edge_schedule(plan: Plan, edge: Edge, cards: Mapping[str, Card]) -> Schedule
     """
     source, destination = (plan.graph.models[name] for name in (edge.model, edge.into))
     # an average in a wider dtype than it travels in cannot be relayed: what a relay has is rounded
-    relays = not edge.decay or source.dtype == destination.dtype
+    relays = not edge.decay or source.dtype == (destination.average or destination.dtype)
     return transfers(
         specs(cards[edge.model], source, edge.sources),
         specs(cards[edge.into], destination, edge.destinations),
@@ -68,7 +68,8 @@ def edge_schedule(plan: Plan, edge: Edge, cards: Mapping[str, Card]) -> Schedule
 
 def wire_dtype(graph: Graph, edge: Edge) -> str:
     """The dtype in which the weights of an edge travel: the destination's, unless the source's is smaller."""
-    source, destination = (graph.models[name].dtype for name in (edge.model, edge.into))
+    one, other = graph.models[edge.model], graph.models[edge.into]
+    source, destination = one.dtype, other.average or other.dtype
     return source if ITEMSIZE[source] < ITEMSIZE[destination] else destination
 
 

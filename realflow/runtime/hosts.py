@@ -12,33 +12,55 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from realflow.engines.average import Average
 from realflow.engines.generate import NativeEngine
-from realflow.engines.state import load_state
+from realflow.engines.state import load_shards, load_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.graph.types import Call, Graph, Sampling
 from realflow.models.causal import CausalModel, load_model
+from realflow.models.flat import FlatBuffer
 from realflow.models.paths import resolve_model
 from realflow.models.place import Groups, Place
+from realflow.models.residence import Residence
 from realflow.planfile import Plan
 from realflow.planfile.holdings import After, Holding, holdings, put_away
 from realflow.runtime.readiness import dispatches_before, main_rollout
-from realflow.runtime.residence import Residence
 from realflow.runtime.weights import kept
 
 
 @dataclass(frozen=True)
 class Host:
-    """One holding on this rank: a part of a model. `after` is what becomes of its weights between calls."""
+    """One holding on this rank: a part of a model. `after` is what becomes of its weights between calls;
+    `average` is behind them where they follow others too coarsely."""
 
     model: CausalModel
     residence: Residence
     after: After
+    average: Average | None = None
+
+    @property
+    def flat(self) -> FlatBuffer:
+        """What reallocations read and write."""
+        return self.average.flat if self.average else self.model.flat
+
+    def restore(self) -> None:
+        """Everything is needed, the average too."""
+        self.residence.restore()
+        if self.average:
+            self.average.residence.restore()
+
+    def spread(self) -> None:
+        """`flat` has changed: where it is an average, the weights follow from it."""
+        if self.average:
+            self.average.spread()
 
     def put_away(self) -> None:
         """Nobody needs the weights for now."""
         if self.after == "offload":
             self.residence.offload()
+            if self.average:
+                self.average.residence.offload()
         elif self.after == "free":
             self.residence.free()
 
@@ -72,8 +94,7 @@ class Hosts:
         place, key = Place.of(where.mesh, self.rank, self._groups), (name, self._holding(call))
         if key not in self._parts:
             model = load_model(path, dtype=spec.dtype, device=self._device, place=place, head=spec.head)
-            after = put_away(self._plan.graph, self._plan.calls, name)[self.rank, key[1]]
-            self._parts[key] = Host(model, Residence(model.flat.storage), after)
+            self._parts[key] = self._host(name, key[1], model)
         self._parts[key].residence.restore()
         view = replace(
             self._parts[key].model,
@@ -91,6 +112,17 @@ class Hosts:
             if where.after == "offload":
                 trainer.offload()
             self._trainers[name] = trainer
+
+    def _host(self, name: str, holding: Holding, model: CausalModel) -> Host:
+        graph = self._plan.graph
+        after = put_away(graph, self._plan.calls, name)[self.rank, holding]
+        residence = Residence(model.flat.storage, constant=name not in kept(graph))
+        if graph.models[name].average is None:
+            return Host(model, residence, after)
+        average = Average(model)
+        if self._checkpoint is not None:
+            load_shards(model, list(average.shards(model.place)), self._checkpoint / "state" / name)
+        return Host(model, residence, after, average)
 
     def _path(self, model: str) -> Path:
         """Where a model is loaded from."""
@@ -113,6 +145,14 @@ class Hosts:
         """The engine that trains a model."""
         return self._trainers[model]
 
+    def average(self, call: Call) -> Average | None:
+        """What is behind the weights of a call where they follow others too coarsely; it is here until
+        these are put away."""
+        average = self._parts[str(call.model), self._holding(call)].average
+        if average:
+            average.residence.restore()
+        return average
+
     @contextmanager
     def using(self, call: Call) -> Iterator[CausalModel]:
         """A call runs: its weights are there, of a train call all else that it needs too. What the plan
@@ -120,6 +160,7 @@ class Hosts:
         host, model = self._parts[str(call.model), self._holding(call)], self._models[call.name]
         trainer = self._trainers[str(call.model)] if call.op == "train" else None
         after = self._plan.calls[call.name].after
+        assert host.residence.where != "freed", f"{call.name}: nothing has brought its weights again"
         host.residence.restore()
         model.region.axis = model.place.tp  # calls that share a part may have other tensor groups
         if trainer is not None and after == "offload":

@@ -101,8 +101,14 @@ class MasterLink:
         with self._lock:
             self._streams.pop(dispatch, None)
 
-    def slice(self, edge: str) -> Future[Slice]:
-        """This rank's slice of an edge's schedule, which the master sends once."""
+    def take_slice(self, edge: str) -> Slice:
+        """Wait for this rank's slice of an edge's schedule, which the master sends once, and let go of it."""
+        slice_ = self._slice(edge).result()
+        with self._lock:
+            del self._slices[edge]
+        return slice_
+
+    def _slice(self, edge: str) -> Future[Slice]:
         with self._lock:
             return self._slices.setdefault(edge, Future())
 
@@ -179,7 +185,7 @@ class MasterLink:
                 case Feed() | Drain():
                     self.stream(message.dispatch).put(message)
                 case Slice(edge=edge):
-                    self.slice(edge).set_result(message)
+                    self._slice(edge).set_result(message)
                 case Free():
                     self.on_free(message)
                 case Begin(addresses=addresses):

@@ -12,7 +12,7 @@ from realflow.data.balance import CostModel, micro_batches
 from realflow.data.batch import Batch, pack
 from realflow.engines.functions import load_callable
 from realflow.engines.infer import infer
-from realflow.engines.state import save_state
+from realflow.engines.state import save_shards, save_state
 from realflow.files import file_digest
 from realflow.graph.types import Call
 from realflow.models.card import card
@@ -144,9 +144,10 @@ class ModelTasks:
     def reallocate(self, message: Reallocate) -> None:
         """Move weights along an edge, before a call runs that needs them."""
         spans = Spans()
-        part = self._link.slice(message.edge).result()
+        if message.edge not in self._moves:
+            self._moves.add(self._link.take_slice(message.edge))
         with spans:
-            moved, verify = self._moves.run(part, message.version)
+            part, moved, verify = self._moves.run(message.edge, message.version)
         numbers = {
             "bytes": float(moved.received_bytes),
             "sent_bytes": float(moved.sent_bytes),
@@ -161,11 +162,14 @@ class ModelTasks:
         """This rank's part of a checkpoint: weights by the first replica, optimizer state by every rank."""
         spans, call = Spans(), kept(self._graph)[message.model]
         top = partial_directory(self._run_dir, message.directory)
-        files = {}
+        folder, files = top / "state" / message.model, {}
         with spans, self._hosts.using(call) as model:
+            shard = None
             if call.op == "train":
-                folder, trainer = top / "state" / message.model, self._hosts.trainer(message.model)
-                shard = save_state(trainer, folder)
+                shard = save_state(self._hosts.trainer(message.model), folder)
+            elif average := self._hosts.average(call):
+                shard = save_shards(model, average.shards(model.place), message.step, folder)
+            if shard is not None:
                 files[str(shard.relative_to(top))] = file_digest(shard)
             sums = save_model(model, self._hosts.tokenizer(message.model), top / message.model)
             files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}

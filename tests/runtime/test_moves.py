@@ -20,6 +20,7 @@ from realflow.runtime.hosts import Hosts
 from realflow.runtime.slices import edge_slices
 
 CPU = torch.device("cpu")
+OFFLOADED = {"train": "offload"}
 
 
 @dataclass
@@ -66,9 +67,11 @@ def test_checksums_of_everything_first_and_of_a_sample_later(
     found = moves.Moves(hosts, CPU)
     source, target = hosts.part("actor", Holding(0, 2, 0, 1)), hosts.part("actor", Holding(0, 1, 0, 2))
     assert (source.residence.where, target.residence.where) == ("away", "here")
+    found.add(part)
     for version in (2, 4, 6):
         target.put_away()
-        moved, seconds = found.run(part, version)
+        kept, moved, seconds = found.run(part.edge, version)
+        assert kept == replace(part, part={}), "the schedule itself is not kept twice"
         assert moved.received_bytes == 2 and seconds >= 0
         assert (source.residence.where, target.residence.where) == ("away", "here"), "the call comes next"
     sample = round(min(1.0, moves.SAMPLE / part.parameters), 3)
@@ -79,8 +82,10 @@ def test_checksums_of_everything_first_and_of_a_sample_later(
     assert rest == [run, ("verify", 1.0, 2), run, ("verify", sample, 4), run, ("verify", sample, 6)]
 
 
-def test_an_average_is_recorded_and_put_away_again(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9))
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_a_follower_is_put_away_again(graph: Graph, monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
+    """Checksums of what arrives are recorded where the destination is an average."""
+    ref = replace(graph.models["ref"], follows=Follow("actor", decay))
     graph = replace(graph, models={**graph.models, "ref": ref})
     plan = place(graph, 2, {"ref": (0,)}, {"train": "p2"}, {"ref": "offload"})
     (edge,) = follow_edges(graph, plan.calls)
@@ -88,8 +93,32 @@ def test_an_average_is_recorded_and_put_away_again(graph: Graph, monkeypatch: py
     hosts = Hosts(plan, 0, CPU, dict.fromkeys(needed_groups(plan)))  # type: ignore[arg-type]
     noted = Noted()
     monkeypatch.setattr(moves, "Reallocation", noted)
-    moves.Moves(hosts, CPU).run(edge_slices(plan, edge, cards)[0], 2)
-    assert noted.log[0][3] == 0.9
-    assert noted.log[1:] == [("run", True, True), ("verify", 1.0, 2)]
+    found = moves.Moves(hosts, CPU)
+    found.add(edge_slices(plan, edge, cards)[0])
+    assert edge.key in found and "another" not in found
+    found.run(edge.key, 2)
+    assert noted.log[0][3] == (decay or None)
+    assert noted.log[1:] == [("run", True, decay > 0), ("verify", 1.0, 2)]
     assert hosts.part("ref", Holding()).residence.where == "away"
     assert hosts.part("actor", Holding(0, 2, 0, 1)).residence.where == "here"
+
+
+def test_what_is_here_is_sent_rather_than_what_is_away(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 has everything twice: a stage of it, offloaded, for training, and all of it for `greedy`."""
+    second = grpo(second=1)
+    graph = replace(second, models=graph.models)
+    plan = place(graph, 3, {"train": (0, 1), "greedy": (0,), "rollout": (2,)}, {"train": "p2"}, OFFLOADED)
+    edge = planned_edges(graph, plan.calls)[-1]
+    assert [str(held) for rank, held in edge.sources if rank == 0] == ["whole", "p0/2"]
+    part = edge_slices(plan, edge, {"actor": card(graph.models["actor"].path)})[0]
+    hosts = Hosts(plan, 0, CPU, dict.fromkeys(needed_groups(plan)))  # type: ignore[arg-type]
+    monkeypatch.setattr(moves, "Reallocation", Noted())
+    found = moves.Moves(hosts, CPU)
+    found.add(part)
+    stage = hosts.part("actor", Holding(0, 2, 0, 1))
+    assert stage.residence.where == "away", "bound, and put away again"
+    restored: list[bool] = []
+    monkeypatch.setattr(stage.residence, "restore", lambda: restored.append(True))
+    monkeypatch.setattr(moves, "Reallocation", Noted())
+    found.run(part.edge, 2)
+    assert not restored
