@@ -80,11 +80,17 @@ def _slots(graph: Graph, call: Call, layout: Layout, given: int | None) -> int:
 
 def _reallocs(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
     """The moves of a step, with the bytes of the very schedules that the run will carry out."""
-    found = []
+    found: dict[tuple[str, str, str], ReallocPlan] = {}
     for realloc, edge in needed_reallocs(plan.graph, plan.calls):
         schedule = edge_schedule(plan, edge, cards)
-        found.append(replace(realloc, bytes=schedule.bytes, lower_bound_bytes=schedule.lower_bound_bytes))
-    return tuple(found)
+        key = (realloc.model, realloc.destination, realloc.follower)
+        before = found.get(key, realloc)  # a follower with several holdings on a rank has several edges
+        found[key] = replace(
+            realloc,
+            bytes=before.bytes + schedule.bytes,
+            lower_bound_bytes=before.lower_bound_bytes + schedule.lower_bound_bytes,
+        )
+    return tuple(found.values())
 
 
 def _check_amounts(graph: Graph, micro_batch_tokens: int, slots: int | None) -> list[Problem]:

@@ -78,7 +78,7 @@ def rule_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Prob
 
 
 def needed_reallocs(graph: Graph, calls: Mapping[str, CallPlan]) -> list[tuple[ReallocPlan, Edge]]:
-    """Every move of a step, without its bytes, and the edge behind it: the new weights of a model into
+    """Every move of a step, without its bytes, and each edge behind it: the new weights of a model into
     the holdings of a call that lacks them, and into those of models that follow it."""
     trained = graph.trained()
     found = []

@@ -10,7 +10,7 @@ that lacks them. The planner lists the edges that it foresees; the master's core
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,7 @@ class Edge:
 
     `into` is the model that gets them: `model` itself, or one that follows it with a `decay` above 0:
     each of its weights becomes `decay` times itself plus the rest of the other's (`call` is empty).
+    Where a rank has several holdings of a follower, several edges fill them, told apart by `turn`.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Edge:
     destinations: tuple[Held, ...]
     into: str
     decay: float = 0.0
+    turn: int = 0
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -172,13 +174,28 @@ def planned_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ..
 
 
 def follow_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ...]:
-    """One edge for each model that follows a trained one: from where that one is trained into every
-    holding of the follower, at the end of each step in which it is due."""
+    """The edges to each model that follows a trained one, from where that one is trained into every
+    holding of the follower, at the end of each step in which it is due: as few as there can be with at
+    most one holding of a rank in each, because what is written twice on a rank overlaps."""
     edges = []
     for name, spec in graph.models.items():
         if spec.follows is not None:
             leader = spec.follows.model
-            sources = sorted(held_by(calls[graph.trained()[leader].name]))
-            into = users(graph, calls, name)
-            edges.append(Edge(leader, "", tuple(sources), tuple(into), name, spec.follows.decay))
+            sources = tuple(sorted(held_by(calls[graph.trained()[leader].name])))
+            turns: list[dict[int, Holding]] = []
+            for rank, held in _in_order_of_use(graph, calls, name):
+                free = next((turn for turn in turns if rank not in turn), None)
+                if free is None:
+                    turns.append(free := {})
+                free[rank] = held
+            edges += [
+                Edge(leader, "", sources, tuple(sorted(into.items())), name, spec.follows.decay, turn)
+                for turn, into in enumerate(turns)
+            ]
     return tuple(edges)
+
+
+def _in_order_of_use(graph: Graph, calls: Mapping[str, CallPlan], model: str) -> Iterator[Held]:
+    """Every holding of a model once, those of its first call first."""
+    using = (holdings(calls[call.name]).items() for call in graph.calls if call.model == model)
+    yield from dict.fromkeys(held for some in using for held in some)

@@ -70,6 +70,8 @@ class Core:
         self._next_step = start_step
         self._steps: dict[int, StepReadiness] = {}
         self._begun: dict[int, float] = {}
+        self._closing: dict[int, StepDone] = {}
+        """Steps whose calls have ended, until the models that follow at their end have followed."""
         self._busy: dict[str, set[int]] = {call.name: set() for call in self.graph.calls}
         self._prepared: set[str] = set()
         """Keys of the edges that the shell was asked to prepare."""
@@ -124,14 +126,12 @@ class Core:
         if self._dispatches.done(dispatch, event.rank):
             self._streams.pop(dispatch.name, None)
             self._dispatch_over(dispatch)
+            self._close_steps()
         self._advance(now)
 
     def _dispatch_over(self, dispatch: Dispatch) -> None:
         if dispatch.call.startswith("save:"):
-            files = self._files.setdefault(dispatch.step, {})
-            files.update(dispatch.files)
-            if not self._dispatches.saving(dispatch.step):
-                self._out.append(Saved(dispatch.step, self._files.pop(dispatch.step)))
+            self._files.setdefault(dispatch.step, {}).update(dispatch.files)
             return
         step = self._steps.get(dispatch.step)
         if step is None or dispatch.call not in step.calls:
@@ -183,12 +183,23 @@ class Core:
     def _end_step(self, index: int, now: float) -> None:
         del self._steps[index]
         for edge in self.weights.following(index):
-            self._move(edge, now)
-        self._out.append(StepDone(index, self._begun.pop(index)))
+            self._follow(edge, index, now)
+        self._closing[index] = StepDone(index, self._begun.pop(index), now)
+        self._close_steps()
         every = self.graph.checkpoint_every
         last = index + 1 == self.graph.steps
         if last or (every is not None and (index + 1) % every == 0):
             self._save(index, now)
+
+    def _close_steps(self) -> None:
+        """Tell of the steps, in order, at whose end nothing follows any more, then of their checkpoints."""
+        for index in sorted(self._closing):
+            if self._dispatches.following(index):
+                break
+            self._out.append(self._closing.pop(index))
+        for index in sorted(self._files):
+            if index not in self._closing and not self._dispatches.saving(index):
+                self._out.append(Saved(index, self._files.pop(index)))
 
     def _save(self, index: int, now: float) -> None:
         for model, call in kept(self.graph).items():
@@ -216,17 +227,25 @@ class Core:
                 self._out.extend(To(rank, message) for rank, message in messages.items())
 
     def _move(self, edge: Edge, now: float) -> None:
-        """Order the reallocation of an edge; the first time the shell must prepare its schedule."""
+        """Order the reallocation of an edge before the call that needs it."""
+        what = f"realloc:{edge.into}:{edge.call}"
+        self._reallocate(edge, what, f"{what}@v{self.weights.version(edge.model)}", -1, now)
+        self.weights.moved(edge)
+
+    def _follow(self, edge: Edge, step: int, now: float) -> None:
+        """Order the move into a model that follows another one at the end of a step, and belongs to it."""
+        what = f"realloc:{edge.into}:{edge.model}" + (f".{edge.turn}" if edge.turn else "")
+        self._reallocate(edge, what, f"{what}@{step}", step, now)
+
+    def _reallocate(self, edge: Edge, what: str, name: str, step: int, now: float) -> None:
+        """Send the orders; the first time the shell must prepare the edge's schedule."""
         if edge.key not in self._prepared:
             self._prepared.add(edge.key)
             self._out.append(Prepare(edge))
+        self._start(name, step, what, {rank: [] for rank in edge.ranks}, now)
         version = self.weights.version(edge.model)
-        what = f"realloc:{edge.into}:{edge.call or edge.model}"
-        name = f"{what}@v{version}"
-        self._start(name, -1, what, {rank: [] for rank in edge.ranks}, now)
         for rank in edge.ranks:
             self._out.append(To(rank, Reallocate(self._order, name, edge.key, version)))
-        self.weights.moved(edge)
 
     def _open_stream(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
         where = self.plan.calls[call.name]

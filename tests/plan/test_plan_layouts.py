@@ -171,6 +171,21 @@ def test_a_model_that_follows_another_gets_its_weights_in_its_own_layout(tmp_pat
         check_plan(dataclasses.replace(plan, reallocs=()))
 
 
+def test_a_follower_in_two_layouts_on_one_rank_is_one_move(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    call = "  again:\n    model: ref\n    op: infer\n    use: logprobs\n    writes: {logprobs: again}\n"
+    text = find_graph("grpo").read_text()
+    text = text.replace("  ref:    #", "  ref:\n    follows: {model: actor, decay: 0.9}\n    #")
+    path.write_text(text.replace("calls:\n", "calls:\n" + call))
+    graph, cluster = load_graph(path), Cluster((Node("local", 4, "cuda"),))
+    cards = dict.fromkeys(graph.models, TINY)
+    plan = make_plan(graph, cluster, parse_layouts(["d1@0", "ref=d1@3", "again=p2@2-3"]), cards)
+    (move,) = plan.reallocs
+    assert (move.model, move.destination, move.follower) == ("actor", "", "ref")
+    assert move.bytes == move.lower_bound_bytes > 2 * TINY.weight_bytes("bfloat16") - 1
+    assert parse_plan(plan_to_yaml(plan)) == plan
+
+
 def test_six_calls_in_six_layouts() -> None:
     """graphs/ppo.yaml: each call of a model with a layout and ranks of its own."""
     layouts = ["d1@0", "rollout=d2@0-1", "reward=t2@2-3", "ref=p2@1-2:offload", "values=d1t1p1@3:free",

@@ -50,12 +50,14 @@ def grpo(
     evaluate: int | None = None,
     second: int | None = None,
     train_every: int | None = None,
+    probe: str | None = None,
 ) -> Graph:
     """rollout -> reward -> credit -> train, with a reference model.
 
     `evaluate` is the period of a call that reads rewards, `second` that of another rollout `greedy`
     (its fields have other names) with a call `grade` that reads its text, in the order of the graph
-    before everything else; `train_every` that of training.
+    before everything else; `train_every` that of training. `probe` is the model of a call of that name
+    that infers on the rollout's tokens, and whose results nobody reads.
     """
     tokens, logprobs = GENERATED[0], GENERATED[1]
     rewards = FieldUse("rewards", "rewards", "sample", "float")
@@ -85,6 +87,9 @@ def grpo(
     if evaluate is not None:
         count = FieldUse("count", "count", "sample", "float")
         calls.append(_call("audit", "function", (rewards,), (count,), scope="batch", every=evaluate))
+    if probe is not None:
+        probed = FieldUse("probed", "probed", "token", "float")
+        calls.append(_call("probe", "infer", (tokens,), (probed,), model=probe))
     written = {call.writes[use.name]: use for call in calls for use in call.decl.writes}
     return Graph(
         name="scene",

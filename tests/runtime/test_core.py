@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
 
-from realflow.graph.types import FieldUse, Follow
+from realflow.graph.types import Follow
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, holdings, planned_edges, put_away
 from realflow.runtime.core import Core
@@ -263,12 +263,7 @@ def test_any_order_of_legal_events_completes(
 @pytest.mark.parametrize("seed", range(20))
 def test_training_waits_for_every_other_call_of_its_model(seed: int) -> None:
     """`probe` reads the actor's weights of this step, and nothing that train reads depends on it."""
-    graph = grpo()
-    ref = graph.call("ref")
-    decl = replace(ref.decl, name="probe", writes=(FieldUse("probed", "probed", "token", "float"),))
-    probe = replace(ref, name="probe", model="actor", decl=decl, writes={"probed": "probed"})
-    graph = replace(graph, calls=(*graph.calls, probe), extents={**graph.extents, "probed": "token"})
-    graph = replace(graph, dtypes={**graph.dtypes, "probed": "float"})
+    graph = grpo(probe="actor")
     workers, told = simulate(place(graph, 4, {**PLACES[2][1], "probe": (3,)}), seed)
     assert isinstance(told[-1], Finished)
     for step in range(graph.steps):
@@ -393,6 +388,19 @@ def test_a_model_follows_another_at_the_end_of_steps(every: int, due: list[str])
             assert at < names.index(f"ref@{step + 1}")
         if step % 2:
             assert at < names.index(f"save:ref@{step}") and f"save:actor@{step}" in names
+
+
+def test_a_follower_with_several_holdings_on_a_rank_has_an_edge_for_each() -> None:
+    graph = grpo(probe="ref")
+    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9))
+    graph = replace(graph, models={**graph.models, "ref": ref})
+    plan = place(graph, 2, {}, {"ref": "t2", "probe": "p2"})
+    workers, told = simulate(plan, 5)
+    assert isinstance(told[-1], Finished)
+    names = [m.dispatch for m in workers.taken if is_move(m) and m.dispatch.startswith("realloc:ref")]
+    assert names == [f"realloc:ref:actor{turn}@v{v}" for v in (2, 4, 6) for turn in ("", ".1") for _ in "ab"]
+    edges = [edge for edge in workers.edges.values() if edge.into == "ref"]
+    assert [set(edge.destinations) for edge in edges] == [held_by(plan.calls[c]) for c in ("ref", "probe")]
 
 
 def is_move(message: object) -> bool:

@@ -14,11 +14,12 @@ from tiny import tiny_model
 
 from planner import read_cluster
 from realflow.errors import InputError, RunError
+from realflow.graph.types import Follow
 from realflow.layout import Box, box_size, intersect
 from realflow.models.card import Card, card
 from realflow.models.partition import partition
 from realflow.planfile import Plan
-from realflow.planfile.holdings import Holding, holdings, planned_edges
+from realflow.planfile.holdings import Holding, follow_edges, holdings, planned_edges
 from realflow.realloc.edges import edge_schedule, specs, topology
 from realflow.realloc.schedule import from_wire
 from realflow.realloc.topology import loads
@@ -62,6 +63,21 @@ def test_an_edge_brings_every_rank_the_boxes_of_its_call(
             apart = not any(intersect(a, b) for i, a in enumerate(parts) for b in parts[:i])
             assert apart, "written twice"
     assert not arrived, "ranks got what they did not need"
+
+
+def test_a_follower_under_two_layouts_on_one_rank_can_be_filled(cards: dict[str, Card]) -> None:
+    """Norms are whole on every tensor rank, so that the two holdings of rank 0 overlap."""
+    graph = grpo(probe="ref")
+    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9))
+    graph = replace(graph, models={**graph.models, "ref": ref})
+    plan = place(graph, 3, {"train": (2,), "ref": (0, 1), "probe": (0, 1)}, {"ref": "t2", "probe": "p2"})
+    edges = follow_edges(graph, plan.calls)
+    for edge in edges:
+        schedule = edge_schedule(plan, edge, cards)
+        assert schedule.bytes == schedule.lower_bound_bytes > 0
+    together = replace(edges[0], destinations=(*edges[0].destinations, *edges[1].destinations))
+    with pytest.raises(InputError, match="overlap"):
+        edge_schedule(plan, together, cards)
 
 
 def test_a_rank_may_be_a_source_with_several_holdings(cards: dict[str, Card]) -> None:

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenes import grpo, place
 
-from realflow.graph.types import Graph
+from realflow.graph.types import Follow, Graph
 from realflow.layout import Layout
 from realflow.planfile import CallPlan
 from realflow.planfile.holdings import (
     Edge,
     Freshness,
     Holding,
+    follow_edges,
     held_by,
     holdings,
     planned_edges,
@@ -114,6 +115,27 @@ def test_a_periodic_call_saves_the_move_only_where_it_always_runs_before() -> No
         graph = grpo(second=every)
         calls = scene(graph, {"rollout": apart, "greedy": apart, "train": whole})
         assert [edge.call for edge in planned_edges(graph, calls)] == expected
+
+
+@given(where(), where(), where())
+def test_a_follower_gets_every_holding_once_and_a_rank_one_at_a_time(
+    a: CallPlan, b: CallPlan, train: CallPlan
+) -> None:
+    graph = grpo(probe="ref")
+    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9))
+    graph = replace(graph, models={**graph.models, "ref": ref})
+    calls = scene(graph, {"ref": a, "probe": b, "train": train})
+    edges = follow_edges(graph, calls)
+    for edge in edges:
+        ranks = [rank for rank, _ in edge.destinations]
+        assert ranks == sorted(set(ranks)), "a rank's holdings overlap"
+        assert set(edge.sources) == held_by(train)
+    filled = [held for edge in edges for held in edge.destinations]
+    assert sorted(filled) == sorted(held_by(a) | held_by(b))
+    assert len(filled) == len(set(filled))
+    both = [rank for rank, held in held_by(a) if holdings(b).get(rank, held) != held]
+    assert [edge.turn for edge in edges] == ([0, 1] if both else [0])
+    assert len({edge.key for edge in edges}) == len(edges)
 
 
 def test_the_key_tells_edges_apart_by_holdings_alone() -> None:
