@@ -21,8 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_the_kernels_compile_for_every_architecture(tmp_path: Path) -> None:
+    """Skipped on a machine without nvcc, unless it is one that must have it: CI says so."""
+    if shutil.which("nvcc") is None:
+        without = "nvcc is not installed, so that the CUDA kernels are not compiled"
+        if os.environ.get("REALFLOW_REQUIRE_NVCC") == "1":
+            pytest.fail(f"{without}; REALFLOW_REQUIRE_NVCC=1 asks for it")
+        pytest.skip(without)
     made = subprocess.run(
         ["make", "kernels", "-j2", f"KERNELS={tmp_path}"],
         cwd=ROOT,
@@ -37,6 +42,20 @@ def test_the_kernels_compile_for_every_architecture(tmp_path: Path) -> None:
         assert code[:4] == b"\x7fELF"
         for kernel in (b"move_kernel", b"checksum_kernel", b"finish_kernel"):
             assert kernel in code
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_machine_of_ci_without_nvcc_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, required: bool
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("REALFLOW_REQUIRE_NVCC", "1" if required else "")
+    with pytest.raises(pytest.fail.Exception if required else pytest.skip.Exception, match="nvcc"):
+        test_the_kernels_compile_for_every_architecture(tmp_path)
+
+
+def test_ci_requires_nvcc() -> None:
+    assert "export REALFLOW_REQUIRE_NVCC=1\n" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_package_is_built_for_the_same_architectures() -> None:
