@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from realflow.layout import Box, DeviceMesh, Layout, box_size, lengths
 from realflow.models.card import Card, Parameter
 from realflow.models.partition import partition
+from realflow.realloc import Tensors, TensorSpec
 from realflow.realloc.storage import Storage
-from realflow.realloc.transfers import Tensors, TensorSpec
 
 _CUTS = {
     "q_proj": "colwise",
@@ -81,6 +81,10 @@ MODELS = {
 }
 
 
+Held = Mapping[str, Sequence[Storage]]
+PRIME = 16381  # the largest that leaves no NaN among the bits of bfloat16
+
+
 @dataclass(frozen=True)
 class Pair:
     """A model's weights under two layouts."""
@@ -136,14 +140,14 @@ def allocate(specs: Tensors, rank: int) -> dict[str, list[Storage]]:
     return held
 
 
-def fill(held: dict[str, list[Storage]], specs: Tensors) -> None:
+def fill(held: Held, specs: Tensors) -> None:
     """Numbers that say which element of which parameter they are."""
     for name, bound in held.items():
         for storage in bound:
             storage.view().copy_(expected(name, storage.box, specs))
 
 
-def right(held: dict[str, list[Storage]], specs: Tensors) -> bool:
+def right(held: Held, specs: Tensors) -> bool:
     """Whether every element is what `fill` writes."""
     return all(
         torch.equal(storage.view(), expected(name, storage.box, specs))
@@ -152,9 +156,17 @@ def right(held: dict[str, list[Storage]], specs: Tensors) -> bool:
     )
 
 
+def buffers(held: Held) -> list[torch.Tensor]:
+    """The flat buffers in which the boxes lie, each once."""
+    return list({id(one.tensor): one.tensor for bound in held.values() for one in bound}.values())
+
+
 def expected(name: str, box: Box, specs: Tensors) -> torch.Tensor:
     """bfloat16 of the box's shape; its bits are the elements' numbers modulo a prime, moved by the name."""
-    index = torch.zeros((), dtype=torch.int32)
-    for dim, (start, stop) in enumerate(box):
-        index = index.unsqueeze(-1) * specs[name].shape[dim] + torch.arange(start, stop, dtype=torch.int32)
-    return ((index + sum(name.encode())) % 16381).to(torch.int16).view(torch.bfloat16)
+    first, offsets = sum(name.encode()), torch.zeros(1, dtype=torch.int64)
+    *outer, (start, stop) = box
+    for (low, high), size in zip(outer, specs[name].shape[1:], strict=True):
+        offsets = ((offsets.view(-1, 1) + torch.arange(low, high)) * size).view(-1)
+    numbers = (torch.arange(PRIME + stop - start) % PRIME).to(torch.int16)
+    rows = numbers.unfold(0, stop - start, 1)[(offsets + first + start) % PRIME]
+    return rows.view(lengths(box)).view(torch.bfloat16)

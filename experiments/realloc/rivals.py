@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from models import Held, buffers
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from realflow.layout import Box, intersect, lengths
+from realflow.realloc import Tensors
 from realflow.realloc.schedule import Schedule
 from realflow.realloc.storage import Storage
-from realflow.realloc.transfers import Tensors
 
-Held = Mapping[str, Sequence[Storage]]
-CHUNK = 32 * 2**20  # elements of one broadcast of the gathered model
+CHUNK = 32 * 2**20  # elements of one broadcast of the gathered model, unless a parameter has more
+
+
+class Rival(Protocol):
+    """Another way to change the layout."""
+
+    def run(self) -> None:
+        """Change it."""
+
+    def clean(self) -> None:
+        """What is not timed."""
 
 
 def first_holders(specs: Tensors, name: str) -> dict[Box, int]:
@@ -34,14 +44,17 @@ class GatherAndBroadcast:
     """Rank 0 gathers the whole model into one buffer and broadcasts it; every rank takes its boxes."""
 
     def __init__(self, src: Tensors, dst: Tensors, rank: int, read: Held, write: Held) -> None:
-        self._src, self._rank, self._read, self._write = src, rank, read, write
-        total = sum(torch.Size(spec.shape).numel() for spec in src.values())
-        self._flat = torch.empty(total, dtype=torch.bfloat16)
+        self._rank, self._read, self._write = rank, read, write
+        sizes = {name: torch.Size(spec.shape).numel() for name, spec in src.items()}
+        self._parts = _parts(sizes)
+        room = sum(sizes.values()) if rank == 0 else max(sum(sizes[n] for n in part) for part in self._parts)
+        self._flat = torch.empty(room, dtype=torch.bfloat16)
         self._full, at = {}, 0
-        for name, spec in src.items():
-            size = torch.Size(spec.shape).numel()
-            self._full[name] = self._flat[at : at + size].view(spec.shape)
-            at += size
+        for part in self._parts:
+            for name in part:
+                self._full[name] = self._flat[at : at + sizes[name]].view(src[name].shape)
+                at += sizes[name]
+            at = at if rank == 0 else 0  # the others have room for one part
         self._pieces = [
             (name, box, holder) for name in src for box, holder in first_holders(src, name).items()
         ]
@@ -57,11 +70,16 @@ class GatherAndBroadcast:
             self._send()
         else:
             self._gather()
-        for part in self._flat.split(CHUNK):
-            dist.broadcast(part, 0)
-        for name, bound in self._write.items():
-            for storage in bound:
-                storage.view().copy_(_cut(self._full[name], storage.box))
+        for part in self._parts:
+            first, last = self._full[part[0]], self._full[part[-1]]
+            start = first.storage_offset()
+            dist.broadcast(self._flat[start : last.storage_offset() + last.numel()], 0)
+            for name in part:
+                for storage in self._write.get(name, ()):
+                    storage.view().copy_(_cut(self._full[name], storage.box))
+
+    def clean(self) -> None:
+        """Nothing is left behind."""
 
     def _send(self) -> None:
         if self._rank in self._parcels:
@@ -112,6 +130,9 @@ class BroadcastEach:
                 if common is not None:
                     inside = tuple((a - low, b - low) for (a, b), (low, _) in zip(common, box, strict=True))
                     storage.view(common).copy_(_cut(piece, inside))
+
+    def clean(self) -> None:
+        """Nothing is left behind."""
 
 
 class SaveAndLoad:
@@ -172,16 +193,25 @@ def _state(held: Held, specs: Tensors) -> dict[str, BoxTensor]:
 
 
 class PackedSend:
-    """The ceiling: every pair of ranks sends its bytes as one buffer that is packed already, all at once."""
+    """The ceiling: every pair of ranks sends its bytes as one buffer that is packed already, all at once.
 
-    def __init__(self, schedule: Schedule, rank: int) -> None:
+    They end in the memory of the destination, from its beginning, and leave nonsense there.
+    """
+
+    def __init__(self, schedule: Schedule, rank: int, write: Held) -> None:
         sizes: dict[tuple[int, int], int] = {}
         for transfer in schedule.transfers:
             sizes[transfer.pair] = sizes.get(transfer.pair, 0) + schedule.bytes_of(transfer)
         self._rank = rank
-        self._buffers = {
-            pair: torch.zeros(size, dtype=torch.uint8) for pair, size in sorted(sizes.items()) if rank in pair
-        }
+        self._buffers = {}
+        at = 0
+        for pair, size in sorted(sizes.items()):
+            if pair[0] == rank:
+                self._buffers[pair] = torch.zeros(size, dtype=torch.uint8)
+            elif pair[1] == rank:
+                (room,) = buffers(write)
+                self._buffers[pair] = room.view(torch.uint8)[at : at + size]
+                at += size
 
     def run(self) -> None:
         """All sends and receives at once."""
@@ -192,6 +222,22 @@ class PackedSend:
         for work in works:
             assert work is not None
             work.wait()
+
+    def clean(self) -> None:
+        """The next way writes over what is there."""
+
+
+def _parts(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Parameters in order, in parts of at most `CHUNK` elements where none alone has more."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if parts[-1] and filled + size > CHUNK:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    return parts
 
 
 def _bound(held: Held, name: str, box: Box) -> Storage:

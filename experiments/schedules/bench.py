@@ -19,9 +19,9 @@ import msgpack
 from rich.console import Console
 from rich.table import Table
 
+from realflow.realloc import MIN_SPLIT_BYTES, Tensors, transfers
 from realflow.realloc.schedule import to_wire
 from realflow.realloc.topology import Topology, loads
-from realflow.realloc.transfers import MIN_SPLIT_BYTES, Tensors, transfers
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]

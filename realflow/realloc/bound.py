@@ -13,8 +13,8 @@ from realflow.layout import Box, lengths
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.messages import Message, messages
 from realflow.realloc.pack import Row, Side, contiguous, rows, table
+from realflow.realloc.schedule import Schedule, Transfer
 from realflow.realloc.storage import Bindings, Computed, Storage, find
-from realflow.realloc.transfers import Schedule, Transfer
 
 Wire = Mapping[str, torch.dtype] | torch.dtype | None
 """The dtype in which parameters travel: for each, for all, or (None) that of the storage."""

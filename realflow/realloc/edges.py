@@ -12,10 +12,10 @@ from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import partition, with_head
 from realflow.planfile import Cluster, Plan
 from realflow.planfile.holdings import Edge, Held, Holding
+from realflow.realloc.plan import transfers
 from realflow.realloc.schedule import Schedule
 from realflow.realloc.specs import TensorSpec
 from realflow.realloc.topology import Topology
-from realflow.realloc.transfers import transfers
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,11 @@ def check_follows(graph: Graph, cards: Mapping[str, Card]) -> None:
 
 
 def topology(cluster: Cluster) -> Topology:
-    """Where the ranks of a cluster are, and the speed of its slowest links (`ASSUMED` where the cluster
-    does not give it)."""
+    """Where the ranks of a cluster are, and the speeds of each node's links (`ASSUMED` where the cluster
+    does not give them)."""
     nodes = dict(enumerate(name.rpartition(":")[0] for name in cluster.devices))
     return Topology(
         nodes,
-        inside=min((node.inside or ASSUMED[node.kind].inside for node in cluster.nodes), default=None),
-        between_rank=min(
-            (node.between or ASSUMED[node.kind].between for node in cluster.nodes), default=None
-        ),
+        inside={node.name: node.inside or ASSUMED[node.kind].inside for node in cluster.nodes},
+        between_rank={node.name: node.between or ASSUMED[node.kind].between for node in cluster.nodes},
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from realflow.layout import Box, box_size
-from realflow.realloc.transfers import Schedule, Transfer
+from realflow.realloc.schedule import Schedule, Transfer
 
 
 @dataclass(frozen=True)

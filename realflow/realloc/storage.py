@@ -14,7 +14,7 @@ import torch
 
 from realflow.errors import InputError
 from realflow.layout import Box, box_size, lengths
-from realflow.realloc.transfers import Tensors
+from realflow.realloc.specs import Tensors
 
 
 def contains(box: Box, part: Box) -> bool:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from realflow.errors import InputError
 from realflow.realloc.schedule import Schedule
+
+
+Speed = float | Mapping[str, float] | None
+"""Bytes a second: of every node, or node -> its own; None, or a node left out: not known, or no limit."""
+Kind = Literal["inside", "between_rank", "between_node"]
 
 
 @dataclass(frozen=True)
@@ -18,19 +25,25 @@ class Topology:
 
     `inside` is what a rank sends, and what it receives, within its node; `between_rank` the same to and
     from other nodes; `between_node` what all ranks of a node together send to other nodes, and
-    receive. None: not known, or no limit of its own.
+    receive. Each is one number for all nodes, or one for each node.
     """
 
     nodes: Mapping[int, str]
-    inside: float | None = None
-    between_rank: float | None = None
-    between_node: float | None = None
+    inside: Speed = None
+    between_rank: Speed = None
+    between_node: Speed = None
 
     def __post_init__(self) -> None:
-        for name in ("inside", "between_rank", "between_node"):
-            speed = getattr(self, name)
-            if speed is not None and not speed > 0:
-                raise InputError(f"topology: {name} must be more than 0 bytes a second, not {speed!r}")
+        for name in get_args(Kind):
+            speeds = getattr(self, name)
+            for speed in speeds.values() if isinstance(speeds, Mapping) else (speeds,):
+                if speed is not None and not speed > 0:
+                    raise InputError(f"topology: {name} must be more than 0 bytes a second, not {speed!r}")
+
+    def speed(self, kind: Kind, node: str) -> float | None:
+        """Bytes a second of the links of one node (`inside`, `between_rank` or `between_node`)."""
+        speeds: Speed = getattr(self, kind)
+        return speeds.get(node) if isinstance(speeds, Mapping) else speeds
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class LinkLoad:
 class Loads:
     """What `realflow explain --realloc` says of a schedule.
 
-    `busiest_sender` is (rank, bytes), None where nothing moves. `links` are those that carry
+    `copied_bytes` are copied from one storage of a rank into another. `busiest_sender` is (rank, bytes),
+    None where nothing moves; `busiest_bound_bytes` is rounded up to whole elements. `links` are those that carry
     something, the busiest first. `floor_seconds` is the time that the busiest link needs for its
     bytes at full speed; None where no speed is known.
     """
@@ -68,27 +82,28 @@ def loads(schedule: Schedule, topology: Topology | Mapping[int, str] | None = No
     rows = schedule.moves.rows
     ranks = sorted({*rows.source.tolist(), *rows.destination.tolist()})
     known = as_topology(topology, ranks)
-    carried: dict[tuple[str, str], int] = defaultdict(int)
+    carried: dict[tuple[Kind, str, str], int] = defaultdict(int)
     between = 0
     for source, destination, size in zip(
         rows.source.tolist(), rows.destination.tolist(), sizes.tolist(), strict=True
     ):
         here, there = known.nodes[source], known.nodes[destination]
         if here == there:
-            carried["inside", f"rank {source} sends inside its node"] += size
-            carried["inside", f"rank {destination} receives inside its node"] += size
+            carried["inside", here, f"rank {source} sends inside its node"] += size
+            carried["inside", here, f"rank {destination} receives inside its node"] += size
             continue
         between += size
-        carried["between_rank", f"rank {source} sends to other nodes"] += size
-        carried["between_rank", f"rank {destination} receives from other nodes"] += size
-        carried["between_node", f"node {here} sends to other nodes"] += size
-        carried["between_node", f"node {there} receives from other nodes"] += size
+        carried["between_rank", here, f"rank {source} sends to other nodes"] += size
+        carried["between_rank", there, f"rank {destination} receives from other nodes"] += size
+        carried["between_node", here, f"node {here} sends to other nodes"] += size
+        carried["between_node", there, f"node {there} receives from other nodes"] += size
     links = []
-    for (kind, link), size in carried.items():
-        speed: float | None = getattr(known, kind)
+    for (kind, node, link), size in carried.items():
+        speed = known.speed(kind, node)
         links.append(LinkLoad(link, size, None if speed is None else size / speed))
     links.sort(key=lambda load: (-(load.seconds or 0.0), -load.bytes, load.link))
     sent = schedule.sent_bytes
+    whole = math.gcd(*schedule.itemsizes.values()) or 1  # nobody sends a part of an element
     return Loads(
         bytes=schedule.bytes,
         lower_bound_bytes=schedule.lower_bound_bytes,
@@ -96,7 +111,7 @@ def loads(schedule: Schedule, topology: Topology | Mapping[int, str] | None = No
         relayed_bytes=int(sizes[np.flatnonzero(rows.hop == 1)].sum()),
         between_nodes_bytes=between,
         busiest_sender=min(sent.items(), key=lambda item: (-item[1], item[0])) if sent else None,
-        busiest_bound_bytes=schedule.busiest_bound_bytes,
+        busiest_bound_bytes=-(-schedule.busiest_bound_bytes // whole) * whole,
         links=tuple(links),
         floor_seconds=max((load.seconds for load in links if load.seconds is not None), default=None),
     )

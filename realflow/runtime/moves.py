@@ -11,7 +11,7 @@ import torch
 from realflow.models.causal import DTYPES
 from realflow.planfile.holdings import Holding
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import Moved, Reallocation
+from realflow.realloc.exchange import Moved, Reallocation
 from realflow.realloc.schedule import Schedule, from_wire
 from realflow.realloc.storage import Storage, find
 from realflow.runtime.hosts import Host, Hosts

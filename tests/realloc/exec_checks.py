@@ -10,10 +10,9 @@ import torch.distributed as dist
 
 from realflow.errors import InputError, RunError
 from realflow.layout import Box, box_size, cut, full_box
+from realflow.realloc import Reallocation, TensorSpec, execute, replicated, transfers, verify
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import Reallocation, execute, verify
 from realflow.realloc.storage import Computed, Storage, local_shards
-from realflow.realloc.transfers import TensorSpec, replicated, transfers
 
 HIDDEN, HEADS, EXPERTS, RANKS = 48, 6, 5, range(8)
 
@@ -247,7 +246,7 @@ def check_disagreement(rank: int) -> list[str]:
 
 def _only_agreement(task: Reallocation) -> bool:
     """The sender's half: it would go on to send what its peer, having raised, never takes."""
-    from realflow.realloc.execute import _agree
+    from realflow.realloc.exchange import _agree
 
     _agree(task._bound, task._ends)
     return True

@@ -25,10 +25,9 @@ import torch.distributed as dist
 from schedule_cases import LAYOUTS, NODES, RELATIONS, first_rank, masters, random_pair, weights
 
 from realflow.layout import Box, Layout, box_size, lengths
+from realflow.realloc import Reallocation, Schedule, Tensors, transfers
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import Reallocation
 from realflow.realloc.storage import Storage
-from realflow.realloc.transfers import Schedule, Tensors, transfers
 
 WORLD = 8
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}

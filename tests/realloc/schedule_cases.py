@@ -9,7 +9,7 @@ from random import Random
 from realflow.layout import Box, DeviceMesh, Layout, cut, flat_boxes, full_box
 from realflow.models.card import Card, Parameter
 from realflow.models.partition import partition
-from realflow.realloc.transfers import Tensors, TensorSpec
+from realflow.realloc import Tensors, TensorSpec
 
 LAYOUTS = [Layout(d, t, p) for d, t, p in product(range(1, 9), repeat=3) if d * t * p <= 8]
 RELATIONS = ("same", "overlapping", "disjoint")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ortools.linear_solver import pywraplp
 
 from realflow.layout import Box
-from realflow.realloc.transfers import Schedule, Tensors, TensorSpec, Transfer
+from realflow.realloc import Schedule, Tensors, TensorSpec, Transfer
 
 Masks = npt.NDArray[np.bool_]
 Signature = tuple[tuple[int, ...], tuple[int, ...]]

@@ -15,12 +15,11 @@ from schedule_cases import NODES, weights
 
 from realflow.errors import InputError, RunError
 from realflow.layout import Layout, full_box
+from realflow.realloc import Reallocation, Tensors, TensorSpec, replicated, transfers
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import Reallocation
 from realflow.realloc.storage import Computed, Storage, local_shards
-from realflow.realloc.transfers import Tensors, TensorSpec, replicated, transfers
 
-execute = importlib.import_module("realflow.realloc.execute")
+execute = importlib.import_module("realflow.realloc.exchange")
 SHAPES = {f"w{i}": (16, 16) for i in range(12)}  # 1024 bytes each in float32
 Posts = dict[int, list[tuple[int, bool]]]
 

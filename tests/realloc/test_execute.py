@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from realflow.errors import InputError
+from realflow.realloc import TensorSpec, execute, replicated, transfers
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.execute import execute
 from realflow.realloc.storage import Storage, local_shards
-from realflow.realloc.transfers import TensorSpec, replicated, transfers
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ from schedule_oracle import audit
 
 from realflow.errors import InputError
 from realflow.layout import Layout, full_box
+from realflow.realloc import TensorSpec, Transfer, replicated, transfers
 from realflow.realloc.schedule import from_wire, to_wire
 from realflow.realloc.topology import LinkLoad, Topology, loads
-from realflow.realloc.transfers import TensorSpec, Transfer, replicated, transfers
 
 SHAPES = {"w": (1000, 500)}  # 1 MB in bfloat16
 WHOLE = 1_000_000
@@ -39,6 +39,30 @@ def test_loads_count_every_link() -> None:
     received = [links[f"rank {rank} receives from other nodes"].bytes for rank in (2, 3)]
     assert sum(received) == WHOLE and max(received) <= WHOLE / 2 + 65536
     assert found.floor_seconds == pytest.approx(0.01)
+
+
+def test_each_node_has_its_own_speeds() -> None:
+    """Two fast ranks move inside their node; the slow node is used only by what comes to it."""
+    topology = Topology(
+        {0: "fast", 1: "fast", 2: "slow"}, inside={"fast": 1e9, "slow": 1e6}, between_rank={"fast": 1e8}
+    )
+    schedule = transfers(replicated(SHAPES, 2, [0]), replicated(SHAPES, 2, [1, 2]), topology)
+    seconds = {load.link: load.seconds for load in loads(schedule, topology).links}
+    assert seconds["rank 1 receives inside its node"] == WHOLE / 1e9
+    assert seconds["rank 2 receives from other nodes"] is None, "not said of this node"
+    slow = loads(schedule, Topology(topology.nodes, inside=1e6, between_rank=1e8)).floor_seconds
+    assert slow != loads(schedule, topology).floor_seconds, "the control: one speed for all"
+    with pytest.raises(InputError, match="inside must be more than 0"):
+        Topology({0: "a"}, inside={"a": -1.0})
+
+
+def test_the_bound_of_the_busiest_is_in_whole_elements() -> None:
+    """Three elements from two ranks that have them all: one of them sends two."""
+    shapes = {"w": (3,)}
+    schedule = transfers(replicated(shapes, 4, [0, 1]), replicated(shapes, 4, [2]), min_split_bytes=1)
+    assert schedule.busiest_bound_bytes % 4 != 0, "the case has to be one"
+    found = loads(schedule)
+    assert found.busiest_sender is not None and found.busiest_sender[1] == found.busiest_bound_bytes == 8
 
 
 def test_loads_without_speeds_or_nodes() -> None:
@@ -112,7 +136,5 @@ def test_a_schedule_can_be_built_by_hand() -> None:
 
 
 def test_making_schedules_needs_no_torch() -> None:
-    code = (
-        "import realflow.realloc.transfers, realflow.realloc.topology, sys; sys.exit('torch' in sys.modules)"
-    )
+    code = "import realflow.realloc.plan, realflow.realloc.topology, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

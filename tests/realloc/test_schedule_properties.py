@@ -15,8 +15,8 @@ from schedule_cases import LAYOUTS, NODES, RELATIONS, first_rank, masters, rando
 from schedule_oracle import assert_balanced, audit, least_busiest
 
 from realflow.layout import Layout
+from realflow.realloc import Schedule, Tensors, transfers
 from realflow.realloc.schedule import from_wire, to_wire
-from realflow.realloc.transfers import Schedule, Tensors, transfers
 
 quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 randoms = given(st.integers(0, 2**32 - 1), st.sampled_from([64, 512]))

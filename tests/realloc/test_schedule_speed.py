@@ -14,8 +14,8 @@ import pytest
 from schedule_oracle import assert_balanced, audit
 
 from realflow.layout import box_size
+from realflow.realloc import MIN_SPLIT_BYTES, Schedule, Tensors, transfers
 from realflow.realloc.schedule import to_wire
-from realflow.realloc.transfers import MIN_SPLIT_BYTES, Schedule, Tensors, transfers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "schedules"))
 from large_models import dense_layout, llama_70b, moe_1t, moe_layout, nodes

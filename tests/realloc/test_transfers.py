@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from realflow.errors import InputError
 from realflow.layout import Box, box_size, cut, flat_boxes, full_box, lengths, without
+from realflow.realloc import Schedule, Tensors, TensorSpec, replicated, transfers
 from realflow.realloc.balance import Class, level
 from realflow.realloc.messages import messages
-from realflow.realloc.transfers import Schedule, Tensors, TensorSpec, replicated, transfers
 
 RANKS = 6
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

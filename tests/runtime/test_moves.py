@@ -13,7 +13,7 @@ from tiny import tiny_model
 from realflow.graph.types import Follow, Graph
 from realflow.models.card import card
 from realflow.planfile.holdings import Holding, follow_edges, planned_edges
-from realflow.realloc.execute import Moved
+from realflow.realloc import Moved
 from realflow.runtime import moves
 from realflow.runtime.groups import needed_groups
 from realflow.runtime.hosts import Hosts

@@ -20,11 +20,11 @@ from realflow.errors import RunError
 from realflow.layout import Box, box_size
 from realflow.realloc.bound import Bound, Launch, Wire
 from realflow.realloc.buckets import Buckets
+from realflow.realloc.compare import Received, checked
 from realflow.realloc.messages import Message, within
 from realflow.realloc.pack import checksums, move
+from realflow.realloc.schedule import Schedule
 from realflow.realloc.storage import Bindings, find
-from realflow.realloc.transfers import Schedule
-from realflow.realloc.verify import Received, checked
 
 IN_FLIGHT = 16
 """Messages of a rank that may be under way. Two that it sends and two that it receives are in slots."""

@@ -21,21 +21,10 @@ import numpy as np
 from realflow.errors import InputError, Problem
 from realflow.layout import Box
 from realflow.realloc.cells import Cell, cells, missing_elements
-from realflow.realloc.schedule import Moves, Rows, Schedule, Transfer, joined, rows_of
+from realflow.realloc.schedule import Moves, Rows, Schedule, joined, rows_of
 from realflow.realloc.shares import Boxes, Demands, Line, share
-from realflow.realloc.specs import Pattern, Tensors, TensorSpec, check, patterns, replicated
+from realflow.realloc.specs import Pattern, Tensors, check, patterns
 from realflow.realloc.topology import Topology
-
-__all__ = [
-    "MIN_SPLIT_BYTES",
-    "Schedule",
-    "TensorSpec",
-    "Tensors",
-    "Topology",
-    "Transfer",
-    "replicated",
-    "transfers",
-]
 
 MIN_SPLIT_BYTES = 64 * 1024
 """How finely senders are balanced: no piece is cut into parts of less than half of it."""

@@ -13,7 +13,7 @@ from realflow.layout import Box, box_size
 from realflow.realloc.bound import Bound
 from realflow.realloc.messages import within
 from realflow.realloc.pack import checksums, move
-from realflow.realloc.transfers import Transfer
+from realflow.realloc.schedule import Transfer
 
 Received = dict[tuple[int, str, Box], int]
 """(source, name, piece) -> the checksum of the bytes as they arrived."""
