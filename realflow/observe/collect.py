@@ -43,7 +43,8 @@ class Collector:
         self._between = _StepReport()
 
     def add(self, step: int, call: str, done: DispatchDone) -> list[Span]:
-        """Take a rank's report of a dispatch of `call`; `step` is -1 between steps. Returns its spans."""
+        """Take a rank's report of a dispatch of `call`; `step` is -1 for what belongs to the step that
+        ends next. Returns its spans."""
         spans = [Span(done.rank, done.dispatch, start, end) for start, end in done.spans]
         report = self._between if step < 0 else self._reports.setdefault(step, _StepReport())
         moved = {name: entry for name, entry in done.stats.items() if name.startswith(MOVES)}
@@ -59,8 +60,11 @@ class Collector:
         report, between = self._reports.pop(step, _StepReport()), self._between
         self._between = _StepReport()
         spans = report.spans + between.spans
+        # A model may follow while the next step runs already: that one's ranks were busy with it.
+        self._between.spans = [span for span in spans if span.end > end]
         merge_stats(report.stats, between.stats)
-        metrics = {**between.values, **report.values, **_moved(between.moves.values())}
+        moves = [*between.moves.values(), *report.moves.values()]
+        metrics = {**between.values, **report.values, **_moved(moves)}
         for name, (total, count, low, high) in report.stats.items():
             if name.endswith("_ratio"):  # a share: only its mean says something
                 metrics[name] = total / count

@@ -85,6 +85,10 @@ class Dispatches:
         """Whether parts of the checkpoint of a step are still being written."""
         return any(d.step == step and d.call.startswith("save:") for d in self._open.values())
 
+    def following(self, step: int) -> bool:
+        """Whether a model still follows another one at the end of a step."""
+        return any(d.step == step and d.call.startswith("realloc:") for d in self._open.values())
+
     def running(self, steps: Mapping[int, StepReadiness]) -> list[tuple[str, int, int, int]]:
         """(dispatch, step, samples done, samples in all) of what is under way, for progress lines."""
         shown = []

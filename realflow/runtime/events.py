@@ -47,10 +47,11 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """All calls of a step have ended."""
+    """All calls of a step have ended, at `ended`, and models that follow at its end have followed."""
 
     step: int
     started: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)

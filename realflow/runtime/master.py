@@ -304,9 +304,9 @@ class Master:
                 self._send(instruction)
             case Prepare(edge=edge):
                 self._slices.prepare([edge])
-            case StepDone(step=step, started=started):
-                began = time.time() - (time.monotonic() - started)
-                metrics = self.files.step(step, began, time.time())
+            case StepDone(step=step, started=started, ended=ended):
+                since = time.time() - time.monotonic()
+                metrics = self.files.step(step, since + started, since + ended)
                 seconds = metrics["timing_s/step"]
                 self.emit({"kind": "step", "step": step, "seconds": seconds, "metrics": metrics})
             case Saved(step=step, files=files):

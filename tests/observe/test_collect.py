@@ -41,6 +41,19 @@ def test_ranks_and_pieces_are_merged() -> None:
     assert metrics["perf/idle_fraction"] == pytest.approx(0.5)
 
 
+def test_what_follows_at_the_end_of_a_step_counts_for_it() -> None:
+    """Its bytes and seconds; the time that it takes of the next step's is that one's."""
+    collector = Collector(grpo(), {})
+    stats = {"realloc/ref/bytes": [8.0, 1.0, 8.0, 8.0], "realloc/ref/seconds": [0.5, 1.0, 0.5, 0.5]}
+    done = DispatchDone("realloc:ref:actor@0", 0, stats, {}, [[2.0, 2.5]])
+    for step in (0, 1):
+        collector.add(step, "realloc:ref:actor", done)
+        metrics = collector.finish(step, 1.0 + step, 2.0 + step)
+        assert (metrics["realloc/ref/bytes"], metrics["realloc/ref/seconds"]) == (8.0, 0.5)
+        assert metrics["perf/idle_fraction"] == pytest.approx(1.0 - 0.5 * step)
+    assert "realloc/ref/bytes" not in collector.finish(2, 3.0, 4.0)
+
+
 def test_what_happens_between_steps_counts_for_the_next() -> None:
     collector = Collector(grpo(), {})
     for rank, (received, seconds) in enumerate([(100.0, 0.1), (50.0, 0.3)]):

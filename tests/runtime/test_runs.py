@@ -10,6 +10,7 @@ from runs import close, execute, samples, weights, write_graph
 from safetensors.torch import load_file
 
 from realflow.launch.local import RunResult
+from realflow.observe.metrics import read_metrics
 from realflow.planfile import read_plan
 
 HERE = {
@@ -132,6 +133,8 @@ def test_a_reference_follows_the_actor(tmp_path: Path, devices: int, layouts: di
             late = float(torch.linalg.norm(ref[4][name] - first))
             whole = float(torch.linalg.norm(actor[4][name] - first))
             assert 0 < early < whole and 0 < late < whole, "it lags behind"
+    rows = read_metrics(runs["many"])
+    assert [row["realloc/ref/bytes"] > 0 for row in rows] == [True] * 4, "each step's move, the last one too"
     for step in (2, 4):
         assert close(weights(runs["many"], step, "ref"), weights(runs["one"], step, "ref"), start) > 1e-3
     ours, theirs = samples(runs["many"]), samples(runs["one"])
