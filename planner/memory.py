@@ -3,7 +3,7 @@
 A moment is a call under way (with the generate calls that may be under way beside it), or weights
 that move. What is there at a moment: weights of the holdings in use and of those that are kept;
 masters, Adam's two moments (sharded over dp) and gradients of train calls, unless they are offloaded
-meanwhile; KV caches; the buckets of reallocation; activations and logits of what runs.
+meanwhile; KV caches; the buckets of reallocation; activations, logits and messages of what runs.
 
 What is offloaded goes to host memory, which for a CPU rank is the memory that it has anyway: there
 it is counted, as a cause of its own. What is freed is gone after its first use, before which it is
@@ -39,6 +39,7 @@ CAUSES = (
     "buckets",
     "activations",
     "logits",
+    "messages",
 )
 """In the order in which they are written."""
 
@@ -161,7 +162,7 @@ class _Step:
             if where.after == "keep" or call in moment.running:
                 sizes.update(optimizer=optimizer, gradients=gradients)
             elif kind == HOST:
-                sizes["offloaded"] += optimizer + gradients
+                sizes["offloaded"] += optimizer  # gradients are let go
         for call in moment.running:
             if call.model:
                 where = self._calls[call.name]

@@ -16,6 +16,9 @@ from realflow.planfile.holdings import Holding
 LOGIT_ROWS = 1024
 """Rows of logits that exist at once in training and inference."""
 
+MESSAGES = 4
+"""Hidden states of a micro-batch under way between a stage and a neighbour: two there, two back."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -110,10 +113,12 @@ class Parts:
 def training_bytes(part: Part, dp: int) -> tuple[int, int]:
     """Bytes of (masters and two moments, gradients) on one rank.
 
-    They are float32, float64 for a float64 model; the first is sharded over dp (ZeRO-1).
+    They are float32, float64 for a float64 model; the first is sharded over dp (ZeRO-1). Where the
+    compute weights have that dtype too, they are the masters.
     """
     size = 8 if part.dtype == "float64" else 4
-    return -(-3 * size * part.elements // dp), size * part.elements
+    states = 2 if part.itemsize == size else 3
+    return -(-states * size * part.elements // dp), size * part.elements
 
 
 def kv_bytes(part: Part, call: Call, slots: int, prompt_tokens: int) -> int:
@@ -134,13 +139,14 @@ def in_flight(where: CallPlan, stage: int, samples: int) -> int:
 
     1F1B begins with as many forwards as there are stages from this one on; zero-bubble keeps what
     its delayed weight gradients need as long as the first stage would. There is at least a sample in each.
+    It is the engine's own rule, said again because planning imports no torch; `tests/plan` compares them.
     """
     stages = where.layout.pp
     return min(samples, stages if where.schedule == "zero_bubble" else stages - stage)
 
 
 def passing_bytes(graph: Graph, call: Call, where: CallPlan, part: Part) -> dict[str, int]:
-    """Bytes of activations and logits on one rank while a call runs.
+    """Bytes of activations, logits and messages between stages on one rank while a call runs.
 
     A training token keeps, for each layer, its residual, two norms, q, k, v and the attention's
     output, gate, up and their product (with `recompute` the residual alone, and all of one layer);
@@ -163,4 +169,6 @@ def passing_bytes(graph: Graph, call: Call, where: CallPlan, part: Part) -> dict
     rows = min(where.slots, samples) if call.op == "generate" else min(LOGIT_ROWS, tokens)
     # The scores and, in training, their gradient.
     logits = rows * part.logits * max(4, item) * (2 if call.op == "train" else 1)
-    return {"activations": tokens * kept * item, "logits": logits}
+    neighbours = (part.holding.pp > 0) + (part.holding.pp < part.holding.stages - 1)
+    messages = 0 if call.op == "generate" else neighbours * MESSAGES * tokens * between * item
+    return {"activations": tokens * kept * item, "logits": logits, "messages": messages}

@@ -14,9 +14,17 @@ from realflow.models.place import Axis, Place
 UNSENT = 2
 """Messages to one neighbour that may be under way: each keeps its tensor alive."""
 
+AHEAD = 2
+"""Messages from one neighbour that may be expected, for each of which there is memory."""
+
 
 class _Pair:
-    """The messages with one neighbour, posted in the order that both sides agree on."""
+    """The messages with one neighbour, posted in the order that both sides agree on.
+
+    Receives are posted at most `AHEAD` of what is taken, and all of them that come before a send are
+    posted before it: in the agreed order nothing waits for a later message, so that nobody hangs. (No
+    schedule has more than `AHEAD` of them there either.)
+    """
 
     def __init__(
         self,
@@ -33,7 +41,7 @@ class _Pair:
         self._expected: dict[Action, tuple[dist.Work, torch.Tensor]] = {}
 
     def send(self, action: Action, tensor: torch.Tensor) -> None:
-        self._expect()
+        self._expect(len(self._rows))
         assert self._agreed and self._agreed[0] == action, (self._agreed, action)
         self._agreed.popleft()
         tensor = tensor.detach().contiguous()
@@ -48,6 +56,7 @@ class _Pair:
         self._expect()
         work, tensor = self._expected.pop(action)
         work.wait()
+        self._expect()
         return tensor
 
     def finish(self) -> None:
@@ -55,9 +64,9 @@ class _Pair:
             self._sent.popleft()[0].wait()
         assert not self._agreed and not self._expected, (self._agreed, self._expected)
 
-    def _expect(self) -> None:
-        """Post what comes before the next message that this side sends."""
-        while self._agreed and self._agreed[0].kind != self._sends:
+    def _expect(self, most: int = AHEAD) -> None:
+        """Post what comes before the next message that this side sends, until `most` are expected."""
+        while self._agreed and self._agreed[0].kind != self._sends and len(self._expected) < most:
             action = self._agreed.popleft()
             shape = (self._rows[action.micro_batch], *self._like.shape[1:])
             tensor = self._like.new_empty(shape)

@@ -15,6 +15,28 @@ def idle_notes(plan: Plan) -> list[str]:
 
 
 def after_notes(plan: Plan) -> list[str]:
+    """What it costs, or does not gain, that calls put their weights away."""
+    return [*_kept_notes(plan), *_capture_notes(plan)]
+
+
+def _capture_notes(plan: Plan) -> list[str]:
+    """Captured decode steps read weights where they were at capture."""
+    notes = []
+    kinds = [node.kind for node in plan.cluster.nodes for _ in range(node.devices)]
+    for call in plan.graph.calls:
+        if call.op != "generate" or call.model is None:
+            continue
+        where = plan.calls[call.name]
+        away = put_away(plan.graph, plan.calls, call.model)
+        if any(kinds[rank] == "cuda" and away[rank, held] != "keep" for rank, held in held_by(where)):
+            notes.append(
+                f"Graphs: {call.name}'s weights may come back at another place in the GPU's memory each time: "
+                "its CUDA graphs of decode steps are then captured anew in every step."
+            )
+    return notes
+
+
+def _kept_notes(plan: Plan) -> list[str]:
     """Calls that put their weights away, where another call keeps them.
 
     That is allowed: other ranks, or a train call's gradients and optimizer states, may still gain.

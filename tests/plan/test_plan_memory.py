@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small_cards import llama_card
 
 from planner import make_plan, overfull, parse_layouts
-from planner.sizes import Part, Parts, in_flight, kv_bytes, passing_bytes, training_bytes
+from planner.memory import _Step
+from planner.sizes import MESSAGES, Part, Parts, in_flight, kv_bytes, passing_bytes, training_bytes
 from realflow.graph import find_graph, load_graph
 from realflow.graph.types import Graph
 from realflow.layout import Layout, box_size
@@ -75,7 +76,7 @@ def test_formulas_of_a_whole_model() -> None:
     assert whole.weight_bytes == 2 * CARD.size
     assert training_bytes(whole, 1) == (12 * CARD.size, 4 * CARD.size)
     assert training_bytes(whole, 4) == (3 * CARD.size, 4 * CARD.size)
-    assert training_bytes(part_of(CARD, dtype="float64"), 1) == (24 * CARD.size, 8 * CARD.size)
+    assert training_bytes(part_of(CARD, dtype="float64"), 1) == (16 * CARD.size, 8 * CARD.size)
     # keys and values x layers x kv heads x head_dim x 2 bytes x slots x tokens
     assert kv_bytes(whole, rollout, 3, 1024) == 2 * 4 * 2 * 8 * 2 * 3 * (1024 + 16)
     assert kv_bytes(whole, rollout, 3, 5000) == 2 * 4 * 2 * 8 * 2 * 3 * 2048, "no more than its positions"
@@ -111,6 +112,31 @@ def test_micro_batches_in_flight_are_those_of_the_schedules() -> None:
             for stage in range(stages):
                 for count in range(1, 9):
                     assert in_flight(where, stage, count) == alive(schedule, stages, stage, count)
+
+
+def test_messages_under_way_are_those_of_the_links() -> None:
+    from realflow.engines.links import AHEAD, UNSENT
+
+    assert MESSAGES == AHEAD + UNSENT
+    states = 4096 * 32 * 2
+    found = [passing("p4", rank)["messages"] for rank in range(4)]
+    assert found == [4 * states, 8 * states, 8 * states, 4 * states]
+    assert passing("d4")["messages"] == 0
+    assert passing("t2p2", sequence_parallel=True)["messages"] == 2 * states
+    assert "messages" in plan_of(CARD, 2, "d2", "train=p2").memory[0]
+
+
+def test_offloaded_gradients_need_no_memory() -> None:
+    """Nothing of them is kept: on a host that holds optimizer states, only these are counted."""
+    small = dataclasses.replace(SHORT, prompts=1)
+    layouts = ("d1@0", "ref=d1@1", "train=d1@1:offload")
+    memory = plan_of(WIDE, 2, *layouts, kind="cpu", graph=small).memory[1]
+    assert {"optimizer", "gradients"} <= memory.keys(), "the worst moment is training"
+    step = _Step(
+        small, plan_of(WIDE, 2, *layouts, graph=small).calls, Parts(small, dict.fromkeys(small.models, WIDE))
+    )
+    (moment,) = [m for m in step._moments(1) if [call.name for call in m.running] == ["ref"]]
+    assert step._at(moment, 1, "cpu")["offloaded"] == (12 + 2) * WIDE.size, "and weights"
 
 
 def passing(layout: str, rank: int = 0, **flags: object) -> dict[str, int]:
@@ -228,3 +254,17 @@ def test_holdings_are_where_the_runtime_puts_them(layout: str, tied: bool) -> No
         mine = sum(box_size(box) for boxes in held.values() for other, box in boxes if other == rank)
         assert parts.of("actor", holding).elements == mine
     assert parts.of("actor", Holding()).elements == card.size
+
+
+def test_decode_graphs_that_must_be_captured_anew_are_said() -> None:
+    """Weights that a rollout lets go of may come back elsewhere; a CPU captures nothing."""
+
+    def notes(kind: str, *layouts: str) -> list[str]:
+        return [note for note in plan_of(CARD, 4, *layouts, kind=kind).notes if "CUDA graphs" in note]
+
+    (note,) = notes("cuda", "d4", "rollout=t2@0-1:offload")
+    assert note.startswith("Graphs: rollout's weights may come back at another place")
+    assert len(notes("cuda", "d4", "rollout=t2@0-1:free")) == 1
+    assert notes("cpu", "d4", "rollout=t2@0-1:offload") == []
+    assert notes("cuda", "d4", "rollout=t2@0-1") == []
+    assert notes("cuda", "d4", "rollout=d4:offload") == [], "training keeps the same weights"

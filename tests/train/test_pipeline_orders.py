@@ -69,6 +69,7 @@ def test_zero_bubble_has_a_third_of_the_idle_time(stages, more) -> None:
     assert idle("1f1b", stages, stages + more, one) == 3 * (stages - 1)
 
 
+@settings(deadline=None)
 @given(st.sampled_from((*SCHEDULES, "forward")), st.integers(2, 9), COUNTS)
 def test_neighbours_agree_on_messages_that_come_into_being_in_that_order(schedule, stages, count) -> None:
     """If each pair works off its messages strictly in the agreed order, each stage still ends."""
