@@ -115,10 +115,6 @@ class DeviceMesh:
             found.setdefault(key, []).append(rank)
         return tuple(tuple(group) for group in found.values())
 
-    def group_of(self, axis: str, rank: int) -> tuple[int, ...]:
-        """The group along `axis` that holds `rank`."""
-        return next(group for group in self.groups(axis) if rank in group)
-
 
 def cut(total: int, parts: int, index: int) -> tuple[int, int]:
     """The `index`-th of `parts` intervals of `range(total)`, as even as can be, none skipped.

@@ -173,7 +173,7 @@ def kernels(args: argparse.Namespace, batches: list[Batch]) -> dict[str, float]:
         for parameter in parameters:
             parameter.grad = None
 
-    shard = torch.zeros(model.flat.total, dtype=torch.float32)
+    shard = torch.zeros(len(model.flat.storage), dtype=torch.float32)
     optimizer, gradient = FlatAdamW([shard], OPTIMIZER), torch.ones_like(shard)
     return {
         "forward_backward": median_seconds(forward_backward),

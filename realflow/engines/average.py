@@ -23,14 +23,14 @@ class Average:
 
     def __init__(self, model: CausalModel) -> None:
         self._model = model
-        values = master_values(model, 0, model.flat.total, torch.float32)
+        values = master_values(model, 0, len(model.flat.storage), torch.float32)
         self.flat = replace(model.flat, storage=values)
         self.residence = Residence(values)
 
     @torch.no_grad()
     def spread(self) -> None:
         """Round the average into the weights that the model computes with."""
-        self._model.flat.data.copy_(self.flat.storage)
+        self._model.flat.storage.copy_(self.flat.storage)
 
     def shards(self, place: Place) -> Iterator[Shard]:
         """Every box, for a training state: of what ranks of the mesh at `place` hold alike, one rank's

@@ -169,22 +169,20 @@ class FusedDecoder:
         self.model = model
         self.module = model.module
         self._tp = model.place.tp
+        self._anchor = next(self.module.parameters())  # they are views of one buffer: one tells of all
         self._build()
 
     def _build(self) -> None:
-        self.storages = self._found_storages()
+        self.address = self._anchor.data_ptr()
         layers, stage = self.module.model.layers, self.model.stage
         heads = heads_of(self.model)
         sizes = heads.query, heads.computed
         self._layers = [_layer(layers[i], i, sizes, self._tp) for i in range(stage.first, stage.stop)]
         self._norm = Norm(self.module.model.norm)
 
-    def _found_storages(self) -> tuple[int, ...]:
-        return tuple(parameter.data_ptr() for parameter in self.module.parameters())
-
     def refresh(self) -> None:
-        """Look for the weights again if they were moved, not only overwritten (`storages` tells)."""
-        if self._found_storages() != self.storages:
+        """Look for the weights again if they were moved, not only overwritten (`address` tells)."""
+        if self._anchor.data_ptr() != self.address:
             self._build()
 
     def __call__(self, step: Pass, hidden: torch.Tensor | None = None) -> torch.Tensor:

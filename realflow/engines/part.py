@@ -23,7 +23,8 @@ class HoldsPart(Protocol):
 
     @property
     def module(self) -> PreTrainedModel:
-        """The Hugging Face causal LM, or what this rank has of it."""
+        """The Hugging Face causal LM, or what this rank has of it. All parameters that it has lie in one
+        storage, or at least move together."""
 
     @property
     def place(self) -> Place:
@@ -85,14 +86,8 @@ class Heads:
 
 def heads_of(model: HoldsPart) -> Heads:
     """The heads of this rank's part of a model."""
-    config = model.module.config.get_text_config()
-    heads: int = config.num_attention_heads
-    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-    tp = model.place.tp
-    if tp.size == 1:
-        return Heads.of(heads, kv_heads, (0, heads), (0, kv_heads))
-    cut = model.partition
-    return Heads.of(heads, kv_heads, cut.query_heads(tp.index), cut.kv_heads(tp.index))
+    cut, tp = model.partition, model.place.tp.index
+    return Heads.of(cut.card.heads, cut.card.kv_heads, cut.query_heads(tp), cut.kv_heads(tp))
 
 
 def cache_shape(model: HoldsPart, slots: int, length: int) -> CacheShape:
@@ -116,7 +111,7 @@ def cache_shape(model: HoldsPart, slots: int, length: int) -> CacheShape:
         slots=slots,
         kv_heads=heads_of(model).cached,
         length=length,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim=model.partition.card.head_dim,
         first_layer=model.stage.first,
     )
 

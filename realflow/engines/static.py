@@ -115,7 +115,7 @@ class StaticDecoder:
         self.frames: dict[tuple[int, int, int], Frame] = {}
         self._decoder, self._capture = decoder, capture
         self._room = {slots[0]: len(slots) for slots in groups}
-        self._seen: tuple[KVCache, tuple[int, ...]] | None = None
+        self._seen: tuple[KVCache, int] | None = None
         self._pool = torch.cuda.graph_pool_handle() if capture else None
 
     def __call__(self, step: Pass, hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +129,7 @@ class StaticDecoder:
 
     def _frame(self, step: Pass, hidden: torch.Tensor | None) -> Frame:
         self._decoder.refresh()
-        seen = step.cache, self._decoder.storages
+        seen = step.cache, self._decoder.address
         if self._seen is None or self._seen[0] is not seen[0] or self._seen[1] != seen[1]:
             self.frames.clear()  # they read weights and cache where these were
             self._seen = seen

@@ -162,14 +162,6 @@ class CausalModel:
         shared = packed.packing.shared
         return states if shared is None else shared.repeat(states)
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-        """`run` of what `prepare` makes, for a model of one stage: final hidden states [T, H]."""
-        return self.run(self.prepare(tokens, positions, cu_seqlens))
-
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, V] in the compute dtype, for hidden states [R, H]: those of this rank's token ids."""
-        return self.head(rows)
-
     @contextmanager
     def _recording(self, packed: Packed) -> Iterator[None]:
         """The modes of a pass, which a repeated pass needs again."""

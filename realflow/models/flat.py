@@ -8,7 +8,6 @@ appear once. Offsets do not depend on the dtype, so that states of runs in diffe
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 ALIGNMENT = 32
 """Elements; 64 bytes in two-byte dtypes. Members of a fused group follow each other unaligned."""
-
-SLACK = 4096
-"""Spare elements at the end, so that `padded` works for up to this many ranks."""
 
 
 class Slot(NamedTuple):
@@ -40,24 +36,13 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class FlatBuffer:
-    """The flat compute buffer. `slots` is in order of offset; `total` excludes the slack.
+    """The flat compute buffer, 1-D. `slots` is in order of offset.
 
-    Elements between slots (alignment) and in the slack belong to no parameter and are zero.
+    Elements between slots (alignment) belong to no parameter and are zero.
     """
 
     storage: torch.Tensor
     slots: Mapping[str, Slot]
-    total: int
-
-    @property
-    def data(self) -> torch.Tensor:
-        """[total]: all parameters."""
-        return self.storage[: self.total]
-
-    def padded(self, parts: int) -> torch.Tensor:
-        """The buffer up to the next multiple of `parts` elements: the form of equal shards."""
-        assert 1 <= parts <= SLACK, parts
-        return self.storage[: -(-self.total // parts) * parts]
 
     def view(self, name: str) -> torch.Tensor:
         """One parameter, sharing memory."""
@@ -75,12 +60,6 @@ class FlatBuffer:
             if first < last:
                 yield name, first - slot.offset, last - slot.offset
 
-    @property
-    def digest(self) -> str:
-        """Names, shapes and offsets in one hash: equal where flat ranges mean the same elements."""
-        text = "\n".join(f"{name} {slot.offset} {list(slot.shape)}" for name, slot in self.slots.items())
-        return hashlib.sha256(text.encode()).hexdigest()
-
 
 def slots_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Slot], int]:
     """Slots for parameters given in module order, and the total number of elements."""
@@ -97,7 +76,7 @@ def slots_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Slot], in
 def allocate(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> FlatBuffer:
     """A buffer of zeros for parameters given in module order (each tied parameter once)."""
     slots, total = slots_of(shapes)
-    return FlatBuffer(torch.zeros(total + SLACK, dtype=dtype, device=device), slots, total)
+    return FlatBuffer(torch.zeros(total, dtype=dtype, device=device), slots)
 
 
 def _fused_groups(names: list[str]) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_cards import llama_card
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig
 
@@ -17,8 +18,9 @@ from realflow.engines.fused import FusedDecoder, adjacent, is_fusible
 from realflow.engines.generate import Finished, NativeEngine, Prompt
 from realflow.errors import InputError
 from realflow.graph.types import Sampling
+from realflow.layout import Layout
 from realflow.models.causal import CausalModel, load_model
-from realflow.models.partition import Stage
+from realflow.models.partition import Partition, Stage, partition
 from realflow.models.place import Place
 from realflow.models.precision import full_precision
 from realflow.models.tensor import Region
@@ -32,12 +34,19 @@ class Bare:
 
     module: torch.nn.Module
     place: Place = field(default_factory=Place.alone)
-    partition: None = None
     region: Region = field(default_factory=lambda: Region(Place.alone().tp))
 
     @property
+    def partition(self) -> Partition:
+        config = self.module.config
+        heads, layers = config.num_attention_heads, config.num_hidden_layers
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        card = llama_card(layers, heads * size, heads, config.num_key_value_heads)
+        return partition(card, Layout())
+
+    @property
     def stage(self) -> Stage:
-        return Stage(0, 0, self.module.config.num_hidden_layers, True, True)
+        return self.partition.stages[0]
 
 
 @pytest.fixture(scope="module")

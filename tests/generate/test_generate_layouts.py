@@ -142,8 +142,9 @@ def test_ranks_agree_in_dtypes_that_round(folder: Path, case: Case) -> None:
     for sample in sorted({name.partition("/")[0] for name in found[0]}):
         tokens, logprobs = (found[0][f"{sample}/{field}"] for field in ("tokens", "logprobs"))
         with torch.no_grad():
-            states = exact.hidden(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)]).int())
-            scored = exact.logits(states[:-1]).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+            ends = torch.tensor([0, len(tokens)]).int()
+            states = exact.run(exact.prepare(tokens, torch.arange(len(tokens)), ends))
+            scored = exact.head(states[:-1]).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
         drawn = logprobs[1:] != 0
         errors.append((scored[drawn] - logprobs[1:][drawn]).abs())
     mean = float(torch.cat(errors).mean())

@@ -137,6 +137,19 @@ def test_frames_are_made_again_when_weights_or_cache_move(models) -> None:
         parameter.data = kept[name]
 
 
+def test_a_step_asks_one_parameter_where_the_weights_are(models, monkeypatch) -> None:
+    """Not all of them, of which a model has hundreds."""
+    model = models["qwen3"]
+    engine = engine_of(model, framed=True)
+    expected = drain(engine)
+    asked = []
+    monkeypatch.setattr(model.module, "parameters", lambda *_: asked.append(1) or iter(()))
+    found = drain(engine)
+    assert not asked and found.keys() == expected.keys()
+    list(model.module.parameters())
+    assert asked, "the control"
+
+
 @given(st.integers(1, 400), st.integers(0, 300), st.integers(1, 5000), st.integers(0, 5000))
 def test_frames_are_few_and_large_enough(count, spare, longest, rest) -> None:
     assert count <= rows_of(count, count + spare) <= count + spare

@@ -130,7 +130,7 @@ def read(folder: Path, place: Place) -> dict[str, int]:
 def masters(folder: Path, place: Place) -> bool:
     """Masters of a bfloat16 part are the float64 checkpoint's numbers, read again by boxes."""
     narrow, wide = (load_model(folder / "qwen3-tied", dtype=d, place=place) for d in ("bfloat16", "float32"))
-    start, stop = 100, narrow.flat.total - 77
+    start, stop = 100, len(narrow.flat.storage) - 77
     found = master_values(narrow, start, stop, torch.float32)
     assert not torch.equal(found, narrow.flat.storage[start:stop].float())
     return torch.equal(found, wide.flat.storage[start:stop])

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from realflow.errors import InputError
 from realflow.models.causal import load_model, master_values
-from realflow.models.flat import SLACK, FlatBuffer, slots_of
+from realflow.models.flat import FlatBuffer, slots_of
 from realflow.models.heads import values
 from realflow.models.save import save_model
 
@@ -31,8 +31,8 @@ def test_slots_and_pieces_cover_every_element_once(shapes: list[list[int]], part
         seen[slot.offset : slot.offset + slot.size] += 1
     assert bool((seen <= 1).all())
     assert int(seen.sum()) == sum(slot.size for slot in slots.values())
-    flat = FlatBuffer(torch.zeros(total + SLACK), slots, total)
-    chunk = len(flat.padded(parts)) // parts
+    flat = FlatBuffer(torch.zeros(total), slots)
+    chunk = -(-total // parts)
     for rank in range(parts):
         for name, first, last in flat.pieces(rank * chunk, (rank + 1) * chunk):
             seen[slots[name].offset + first : slots[name].offset + last] -= 1
@@ -58,7 +58,8 @@ def test_fused_weights_are_adjacent_views(tmp_path: Path, family: str) -> None:
 
 def test_flat_ranges_do_not_depend_on_the_dtype(tmp_path: Path) -> None:
     path = tiny_model(tmp_path)
-    assert len({load_model(path, dtype=d).flat.digest for d in ("bfloat16", "float32", "float64")}) == 1
+    slots = [load_model(path, dtype=dtype).flat.slots for dtype in ("bfloat16", "float32", "float64")]
+    assert slots[0] == slots[1] == slots[2]
 
 
 def test_masters_have_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_masters_have_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
 def test_a_saved_model_loads_with_hugging_face_alone(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path / "start", "qwen3"), dtype="bfloat16")
     with torch.no_grad():
-        model.flat.data.mul_(1.5)
+        model.flat.storage.mul_(1.5)
     save_model(model, tiny_tokenizer(), tmp_path / "saved")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert plain.dtype == torch.bfloat16 and plain.config._attn_implementation != "realflow_packed"
@@ -163,7 +164,7 @@ def test_heads_are_read_started_from_zeros_or_refused(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "lm")
     value = load_model(path, dtype="float32", head="value")
     assert not value.flat.view("score.weight").any() and value.head_kind == "value"
-    states = value.hidden(torch.arange(5), torch.arange(5), torch.tensor([0, 5], dtype=torch.int32))
+    states = value.run(value.prepare(torch.arange(5), torch.arange(5), torch.tensor([0, 5]).int()))
     assert values(value, states).tolist() == [0.0] * 5
     with pytest.raises(InputError, match=r"lacks 1 tensors, such as score\.weight"):
         load_model(path, dtype="float32", head="reward")
@@ -171,7 +172,8 @@ def test_heads_are_read_started_from_zeros_or_refused(tmp_path: Path) -> None:
     torch.nn.init.normal_(classifier.score.weight)
     classifier.save_pretrained(tmp_path / "reward")
     reward = load_model(tmp_path / "reward", dtype="float32", head="reward")
-    found = values(reward, reward.hidden(torch.arange(5), torch.arange(5), torch.tensor([0, 5]).int()))
+    packed = reward.prepare(torch.arange(5), torch.arange(5), torch.tensor([0, 5]).int())
+    found = values(reward, reward.run(packed))
     expected = classifier(torch.arange(5)[None]).logits[0, 0]
     torch.testing.assert_close(found[-1], expected)
     save_model(reward, None, tmp_path / "again")

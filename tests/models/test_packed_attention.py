@@ -31,7 +31,7 @@ def test_logits_and_gradients_equal_each_sequence_alone(tmp_path: Path, family: 
     model = load_model(path, dtype="float64")
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     tokens, positions, cu = packed(LENGTHS)
-    ours = model.logits(model.hidden(tokens, positions, cu))
+    ours = model.head(model.run(model.prepare(tokens, positions, cu)))
     with full_precision(torch.float64):
         theirs = torch.cat([plain(piece[None]).logits[0] for piece in tokens.split(LENGTHS)])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -48,7 +48,7 @@ def test_control_wrong_boundaries_change_the_logits(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path, dtype="float64"), dtype="float64")
     tokens, positions, cu = packed([6, 7])
     moved = cu + torch.tensor([0, 1, 0], dtype=torch.int32)
-    good, bad = model.hidden(tokens, positions, cu), model.hidden(tokens, positions, moved)
+    good, bad = (model.run(model.prepare(tokens, positions, ends)) for ends in (cu, moved))
     assert (good - bad).abs().max() > 1e-3
 
 

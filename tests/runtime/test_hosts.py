@@ -76,7 +76,7 @@ def batches() -> list[Batch]:
 def states(found: Hosts, plan: Plan, call: str) -> torch.Tensor:
     batch = batches()[0]
     with found.using(plan.graph.call(call)) as model, torch.no_grad():
-        return model.hidden(batch.fields["tokens"], batch.positions, batch.cu_seqlens)
+        return model.run(model.prepare(batch.fields["tokens"], batch.positions, batch.cu_seqlens))
 
 
 def test_offloading_lets_go_of_memory_and_changes_no_answer(graph: Graph) -> None:

@@ -173,12 +173,12 @@ def refuses_infinite(engine: TrainEngine, objective: Objective, replica: int, dp
     batches = micro_batches(0, replica, dp)
     if replica == dp - 1:
         batches[-1].fields["advantages"].fill_(float("inf"))
-    before = engine.model.flat.data.clone()
+    before = engine.model.flat.storage.clone()
     engine.backward(batches, objective)
     try:
         engine.update()
     except RunError as error:
-        assert torch.equal(engine.model.flat.data, before) and engine.version == 0
+        assert torch.equal(engine.model.flat.storage, before) and engine.version == 0
         return str(error)
     return ""
 

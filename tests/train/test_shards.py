@@ -104,8 +104,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CausalModel:
 
 def backward(model: CausalModel) -> None:
     tokens = torch.arange(10, 30)
-    states = model.hidden(tokens, torch.arange(20), torch.tensor([0, 20], dtype=torch.int32))
-    model.logits(states).square().sum().backward()
+    states = model.run(model.prepare(tokens, torch.arange(20), torch.tensor([0, 20], dtype=torch.int32)))
+    model.head(states).square().sum().backward()
 
 
 def test_buckets_are_ready_during_the_last_backward_and_in_order(model: CausalModel) -> None:

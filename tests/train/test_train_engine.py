@@ -176,10 +176,10 @@ def test_masked_tokens_may_be_anything(model: CausalModel) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing(model: CausalModel) -> None:
     engine = TrainEngine(model, OptimizerSpec(lr=1.0))
-    before = model.flat.data.clone()
+    before = model.flat.storage.clone()
     with pytest.raises(RunError, match=r"optimizer step 0: the gradient is not finite.*embed_tokens"):
         engine.step([batch()], lambda logprobs: LossTerms(logprobs * torch.inf), reads={})
-    assert torch.equal(model.flat.data, before) and engine.version == 0
+    assert torch.equal(model.flat.storage, before) and engine.version == 0
 
 
 def test_wrong_losses_are_named(model: CausalModel) -> None:
@@ -204,11 +204,11 @@ def test_bfloat16_trains_its_float32_masters(tmp_path: Path) -> None:
     model = load_model(tiny_model(tmp_path, dtype="float32"), dtype="bfloat16")
     engine = TrainEngine(model, OptimizerSpec(lr=1e-5))
     start = masters(engine)
-    weights = model.flat.data.clone()
+    weights = model.flat.storage.clone()
     losses = [engine.step([batch()], sft, reads={})["actor/loss"] for _ in range(3)]
     moved = masters(engine) - start
     assert moved.dtype == torch.float32 and 1e-5 < moved.abs().max() < 4e-5
-    assert (model.flat.data != weights).float().mean() < 0.5  # most steps are below bfloat16's spacing
+    assert (model.flat.storage != weights).float().mean() < 0.5  # most steps are below bfloat16's spacing
     held = torch.cat([model.flat.view(shard.name).flatten() for shard in engine.masters.shards()])
     assert torch.equal(held, masters(engine).bfloat16())
     assert losses[2] < losses[0]
@@ -259,17 +259,17 @@ def test_states_of_any_cut_continue_exactly(tmp_path: Path) -> None:
     cut_state(whole, tmp_path / "cut", 3)
     second = TrainEngine(load_model(path, dtype="float64"), OptimizerSpec(lr=1e-2))
     load_state(second, tmp_path / "cut")
-    assert torch.equal(second.model.flat.data, first.model.flat.data) and second.version == 3
+    assert torch.equal(second.model.flat.storage, first.model.flat.storage) and second.version == 3
     for engine in (first, second):
         engine.step([batch(seed=9)], sft, reads={})
-    assert torch.equal(second.model.flat.data, first.model.flat.data) and second.version == 4
+    assert torch.equal(second.model.flat.storage, first.model.flat.storage) and second.version == 4
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "model", dtype="float64")
     first = trained(path, steps=1)
     whole = save_state(first, tmp_path / "whole")
-    before = first.model.flat.data.clone()
+    before = first.model.flat.storage.clone()
     cut_state(whole, tmp_path / "gap", 2, leave_out="model.norm.weight")
     with pytest.raises(InputError, match=r"model.norm.weight 0:16 is in none of the files"):
         load_state(first, tmp_path / "gap")
@@ -291,7 +291,7 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(InputError, match="cannot be read"):
         load_state(first, tmp_path / "whole")
-    assert torch.equal(first.model.flat.data, before) and first.version == 1
+    assert torch.equal(first.model.flat.storage, before) and first.version == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -310,7 +310,7 @@ def test_offloading_lets_go_of_memory_and_changes_nothing(tmp_path: Path, dtype:
         away.restore()
         for shard, before in zip(away.masters.shards(), held, strict=True):
             assert all(torch.equal(tensor, before[kind]) for kind, tensor in shard.tensors.items())
-    assert torch.equal(engines[0].model.flat.data, away.model.flat.data)
+    assert torch.equal(engines[0].model.flat.storage, away.model.flat.storage)
 
 
 # ---------------------------------------------------------------- inference
