@@ -9,7 +9,7 @@ print(result.run_dir, result.metrics[-1]["critic/rewards/mean"])
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,14 @@ def plan(
     overrides: Sequence[str] = (),
     micro_batch_tokens: int = 4096,
     slots: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Plan:
     """Plan a graph on this machine (`devices` of it) or on a cluster.
 
     `layouts` is one layout for all calls (`"d2"`) or one for each (`{"rollout": "d2t2@0-3", "train":
     "p2:zero_bubble,offload"}`, `"*"` for the others), as `--layout` of `realflow plan` takes them; without
-    it each call runs data-parallel on all devices. `overrides` go with a graph's name.
+    it each call runs data-parallel on all devices. `overrides` go with a graph's name. `say` is told what
+    takes long.
     Raises InputError for what is wrong or cannot run yet, RunError where a card cannot be made.
     """
     if devices is not None and cluster is not None:
@@ -74,7 +76,7 @@ def plan(
         graph,
         cluster,
         layouts or {},
-        _cards(graph),
+        _cards(graph, say),
         micro_batch_tokens=micro_batch_tokens,
         slots=slots,
     )
@@ -141,13 +143,13 @@ def _graph(graph: Graph | str | Path, overrides: Sequence[str]) -> Graph:
     return graph
 
 
-def _cards(graph: Graph) -> dict[str, Card]:
+def _cards(graph: Graph, say: Callable[[str], None] | None) -> dict[str, Card]:
     """Every model's card; the problems of all models are told together."""
     cards: dict[str, Card] = {}
     problems: list[Problem] = []
     for name, model in graph.models.items():
         try:
-            cards[name] = card(resolve_model(model.path))
+            cards[name] = card(resolve_model(model.path), say)
         except InputError as error:
             problems += _at(error.problems, f"models.{name}.path")
     if problems:

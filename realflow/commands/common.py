@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from realflow.errors import InputError, Problem
+from realflow.graph.types import Graph
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -52,6 +54,23 @@ def layout_arguments(parser: argparse.ArgumentParser) -> None:
         "calls (default: d<all>). d: data, t: tensor, p: pipeline parallel. Flags of train calls: 1f1b or "
         "zero_bubble, recompute, sequence_parallel; of all calls: keep, offload or free",
     )
+
+
+def say(text: str) -> None:
+    """Say on stderr what takes long; stdout is for what was asked for."""
+    print(f"realflow: {text}", file=sys.stderr, flush=True)
+
+
+def when(graph: Graph, call: str, into: str) -> str:
+    """What a move is besides one of every step: ` (average, every 5 steps)` of a model that follows (`call`
+    is empty), ` (every 5 steps)` of a periodic call; empty where it is nothing else."""
+    follow = None if call else graph.models[into].follows
+    if follow is None:
+        words, every = [], graph.call(call).every or 1
+    else:
+        words, every = ["average"], follow.every
+    words += [f"every {every} steps"] if every > 1 else []
+    return f" ({', '.join(words)})" if words else ""
 
 
 def write_text(path: str, text: str) -> None:

@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from realflow.models.card import card
+from realflow.commands.common import say, when
+from realflow.graph.types import Graph
+from realflow.layout import box_size
+from realflow.models.card import Card, card
 from realflow.models.paths import resolve_model
-from realflow.planfile import Plan
-from realflow.planfile.holdings import Edge, Held, follow_edges, planned_edges
+from realflow.planfile import Cluster, Plan
+from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, planned_edges
 from realflow.planfile.ranks import format_ranks
-from realflow.realloc.edges import edge_schedule, topology
+from realflow.realloc.edges import edge_schedule, specs, topology
 from realflow.realloc.topology import Loads, Topology, loads
 
 _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
@@ -36,18 +39,28 @@ def render_reallocs(plan: Plan, console: Console | None = None) -> None:
         console.print("Reallocation: none, every call has its weights.")
         return
     names = sorted({name for edge in edges for name in (edge.model, edge.into)})
-    cards = {name: card(resolve_model(plan.graph.models[name].path)) for name in names}
+    cards = {name: card(resolve_model(plan.graph.models[name].path), say) for name in names}
     known = topology(plan.cluster)
     for edge in edges:
         found = loads(edge_schedule(plan, edge, cards), known)
-        console.print(Text(_title(edge), style="bold"))
-        console.print(_table(found, _predicted(plan, edge)))
-    console.print(Text(_speeds(known)))
+        shared = _shared_bytes(plan, edge, cards[edge.model])
+        console.print(Text(_title(plan.graph, edge), style="bold"))
+        console.print(_table(found, shared, _predicted(plan, edge)))
+    console.print(Text(_speeds(known, plan.cluster)))
 
 
-def _title(edge: Edge) -> str:
+def _title(graph: Graph, edge: Edge) -> str:
     what = f"{edge.model} for {edge.call}" if edge.call else f"{edge.into} follows {edge.model}"
-    return f"{what}: {_side(edge.sources)} -> {_side(edge.destinations)}"
+    return f"{what}{when(graph, edge.call, edge.into)}: {_side(edge.sources)} -> {_side(edge.destinations)}"
+
+
+def _shared_bytes(plan: Plan, edge: Edge, known: Card) -> int:
+    """Bytes of the call's weights that lie where the source's lie: holdings that both use."""
+    if not edge.call:
+        return 0
+    shared = (held_by(plan.calls[edge.call]) - {*edge.destinations}) & {*edge.sources}
+    own = specs(known, plan.graph.models[edge.model], sorted(shared)).values()
+    return sum(spec.itemsize * box_size(box) for spec in own for _, box in spec.holders)
 
 
 def _side(held: Sequence[Held]) -> str:
@@ -70,23 +83,25 @@ def _predicted(plan: Plan, edge: Edge) -> float | None:
     return None
 
 
-def _table(found: Loads, predicted: float | None) -> Table:
+def _table(found: Loads, shared: int, predicted: float | None) -> Table:
     table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
     table.add_row("bytes that move", f"{found.bytes:,}", f"lower bound {found.lower_bound_bytes:,}")
-    table.add_row("copied in place", f"{found.copied_bytes:,}")
+    table.add_row(
+        "copied on its rank", f"{found.copied_bytes:,}", "from one layout's memory into the other's"
+    )
+    if shared:
+        table.add_row("shared memory", f"{shared:,}", "used by both calls: neither moved nor copied")
     if found.between_nodes_bytes or found.relayed_bytes:
         relayed = f"{found.relayed_bytes:,} relayed inside nodes"
         table.add_row("between nodes", f"{found.between_nodes_bytes:,}", relayed)
     if found.busiest_sender is not None:
         rank, size = found.busiest_sender
-        table.add_row(
-            f"busiest sender: rank {rank}",
-            f"{size:,}",
-            f"no choice has less than {found.busiest_bound_bytes:,}",
-        )
+        least = found.busiest_bound_bytes
+        bound = f"no choice has less than {least:,}" if size > least else "optimal: no choice has less"
+        table.add_row(f"busiest sender: rank {rank}", f"{size:,}", bound)
     for link in found.links[:_LINKS]:
         seconds = "" if link.seconds is None else _seconds(link.seconds)
         table.add_row(link.link, f"{link.bytes:,}", seconds)
@@ -99,15 +114,23 @@ def _table(found: Loads, predicted: float | None) -> Table:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.3f} ms"
 
 
-def _speeds(known: Topology) -> str:
+def _speeds(known: Topology, cluster: Cluster) -> str:
     """What the seconds stand on."""
-    if known.inside is None or known.between_rank is None:
-        return "Seconds: none, the speed of this cluster's links is not known."
+    nodes: dict[tuple[float | None, float | None], list[str]] = {}
+    for node in cluster.nodes:
+        speeds = (known.speed("inside", node.name), known.speed("between_rank", node.name))
+        nodes.setdefault(speeds, []).append(node.name)
+    parts = []
+    for (inside, between), names in nodes.items():
+        assert inside is not None and between is not None, names
+        own = f" ({', '.join(names)})" if len(nodes) > 1 else ""
+        parts.append(
+            f"{inside / 1e9:g} GB/s for a rank inside its node and {between / 1e9:g} GB/s to other nodes{own}"
+        )
     return (
-        f"Seconds are those of the busiest link at full speed, taken as {known.inside / 1e9:g} GB/s for a "
-        f"rank inside its node and {known.between_rank / 1e9:g} GB/s to other nodes. A run reports its own "
-        "beside the floor: realloc/<model>/seconds and realloc/<model>/floor_seconds."
+        f"Seconds are those of the busiest link at full speed, taken as {'; '.join(parts)}. A run reports its "
+        "own beside the floor: realloc/<model>/seconds and realloc/<model>/floor_seconds."
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner import overfull
+from realflow.commands.common import when
 from realflow.graph import describe
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.card import Card
@@ -179,7 +180,8 @@ def _reallocs(plan: Plan) -> Table:
     rows = [
         (
             realloc.model,
-            f"{realloc.source} -> {realloc.destination or realloc.follower}",
+            f"{realloc.source} -> {realloc.destination or realloc.follower}"
+            + when(plan.graph, realloc.destination, realloc.follower),
             _bytes(realloc.bytes),
             _bytes(realloc.lower_bound_bytes),
             _seconds(realloc.predicted_seconds),
@@ -187,7 +189,7 @@ def _reallocs(plan: Plan) -> Table:
         for realloc in plan.reallocs
     ]
     columns = ("model", "from -> to", "bytes", "lower bound", "seconds")
-    return _table("Reallocation in each step", columns, rows, frozenset(columns[2:]))
+    return _table("Reallocation", columns, rows, frozenset(columns[2:]))
 
 
 def _memory(plan: Plan) -> list[Table]:

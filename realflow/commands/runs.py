@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from planner import parse_layouts
 from realflow import api
-from realflow.commands.common import AddCommand, layout_arguments
+from realflow.commands.common import AddCommand, layout_arguments, say
 from realflow.errors import InputError, Problem
 from realflow.graph.yamlfile import load_yaml
 from realflow.planfile import Plan, read_plan
@@ -125,11 +126,12 @@ def _plan(args: argparse.Namespace, is_plan: bool) -> Plan:
             cluster=args.cluster,
             layouts=parse_layouts(args.layout),
             overrides=args.overrides,
+            say=say,
         )
     _refuse_options(args)
     from realflow.models.layouts import plan_problems
 
-    return read_plan(args.what, plan_problems)
+    return read_plan(args.what, partial(plan_problems, say=say))
 
 
 def _refuse_options(args: argparse.Namespace) -> None:

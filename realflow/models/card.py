@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,20 @@ def config_hash(model: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def card(model: Path | str) -> Card:
+def card(model: Path | str, say: Callable[[str], None] | None = None) -> Card:
     """The card of a model folder, from the cache or made now (some seconds, in another process).
 
-    A card made by another version of transformers, whose names may differ, is made anew. Raises
-    InputError where the folder is no model that transformers can build without remote code.
+    A card made by another version of transformers, whose names may differ, is made anew. `say` is told
+    before one is made. Raises InputError where the folder is no model that transformers can build
+    without remote code.
     """
     folder = Path(model)
     digest = config_hash(folder)
     path = cache_dir() / "cards" / f"{digest}.json"
     found = _read(path)
     if found is None:
+        if say is not None:
+            say(f"making the card of {folder.name}: its shapes and how it can be cut (once, some seconds)")
         _make(folder)
         found = _read(path)
         assert found is not None, path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import log2
 
 from realflow.errors import InputError, Problem
@@ -23,13 +23,14 @@ def check_layouts(plan: Plan) -> None:
         raise InputError(problems)
 
 
-def plan_problems(plan: Plan) -> list[Problem]:
+def plan_problems(plan: Plan, say: Callable[[str], None] | None = None) -> list[Problem]:
     """What `layout_problems` finds in a plan that is to run on this machine.
 
-    Only models that are cut need a card, from the cache or made now (seconds, in another process).
+    Only models that are cut need a card, from the cache or made now (seconds, in another process):
+    `say` is told before.
     """
     cut = {call.model for call in plan.graph.calls if call.model and is_cut(plan.calls[call.name].layout)}
-    cards = {name: card(resolve_model(plan.graph.models[name].path)) for name in sorted(cut)}
+    cards = {name: card(resolve_model(plan.graph.models[name].path), say) for name in sorted(cut)}
     return layout_problems(plan.graph, plan.calls, cards)
 
 

@@ -18,7 +18,7 @@ from realflow.graph.types import Follow
 from realflow.layout import Box, box_size, intersect
 from realflow.models.card import Card, card
 from realflow.models.partition import partition
-from realflow.planfile import Plan
+from realflow.planfile import Cluster, Node, Plan
 from realflow.planfile.holdings import Holding, follow_edges, holdings, planned_edges
 from realflow.realloc.edges import edge_schedule, specs, topology
 from realflow.realloc.schedule import from_wire
@@ -137,12 +137,20 @@ def test_links_are_as_fast_as_the_cluster_says(cards: dict[str, Card], tmp_path:
     cluster = read_cluster(path)
     assert [(node.inside, node.between) for node in cluster.nodes] == [(300e9, None), (200e9, 25e9)]
     found = topology(cluster)
-    assert (found.inside, found.between_rank) == (200e9, 25e9), "the slowest"
+    assert [found.speed("inside", node) for node in "ab"] == [300e9, 200e9]
+    assert [found.speed("between_rank", node) for node in "ab"] == [50e9, 25e9], "assumed, and given"
     assert found.nodes == {0: "a", 1: "b"}
     plan = replace(place(grpo(), 2, {"rollout": (0,), "train": (1,)}), cluster=cluster)
     (edge,) = planned_edges(plan.graph, plan.calls)
     schedule = edge_schedule(plan, edge, cards)
-    assert loads(schedule, found).floor_seconds == schedule.bytes / 25e9
+    links = {load.link: load.seconds for load in loads(schedule, found).links}
+    assert links["rank 1 sends to other nodes"] == schedule.bytes / 25e9
+    assert links["rank 0 receives from other nodes"] == schedule.bytes / 50e9
+    assert loads(schedule, found).floor_seconds == schedule.bytes / 25e9, "its own node's, not the slowest"
+    quick = replace(plan, cluster=Cluster((*cluster.nodes, Node("c", 1, "cpu", between=1e6))))
+    assert loads(edge_schedule(quick, edge, cards), topology(quick.cluster)).floor_seconds == (
+        schedule.bytes / 25e9
+    ), "a slow node that takes no part"
     path.write_text("nodes:\n  - {name: a, devices: 1, between: fast}\n")
     with pytest.raises(InputError, match="bytes a second, such as 50 GB/s"):
         read_cluster(path)

@@ -56,7 +56,7 @@ def test_bytes_bounds_loads_and_floor(graph_file: Path) -> None:
     assert numbers.floor_seconds
     assert re.search(r"floor +[\d.e-]+ ms", move)
     assert "rank 0 sends to other nodes" in move
-    assert follow.startswith("ref follows actor: p0/2 on 0, p1/2 on 1 -> whole on 0-1")
+    assert follow.startswith("ref follows actor (average): p0/2 on 0, p1/2 on 1 -> whole on 0-1")
     told = " ".join(text.split())
     assert "taken as 300 GB/s for a rank inside its node and 50 GB/s to other nodes" in told
 
@@ -72,4 +72,37 @@ def test_the_command(graph_file: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["explain", str(path), "--realloc"]) == 0
     told = capsys.readouterr().out
     assert "actor for rollout: p0/2 on 0, p1/2 on 1 -> t0/2 on 0, t1/2 on 1" in told
-    assert "lower bound" in told and "no choice has less than" in told
+    assert "lower bound" in told and "optimal: no choice has less" in told
+    assert "copied on its rank" in told and "shared memory" not in told
+    digits = {len(number) for number in re.findall(r"\.(\d+) ms", told)}
+    assert len(digits) == 1, "one number of digits in a column"
+
+
+def test_shared_memory_is_told_apart_from_copies(graph_file: Path) -> None:
+    """Rank 0 trains and samples with the whole model: nothing is copied there, only rank 1 receives."""
+    made = plan(load_graph(graph_file), devices=2, layouts={"*": "d1@0", "rollout": "d2"})
+    text = shown(made).partition("ref follows")[0]
+    size = made.reallocs[0].bytes
+    assert re.search(rf"shared memory +{size:,} +used by both calls: neither moved nor copied", text)
+    assert re.search(r"copied on its rank +0 ", text)
+
+
+def test_nodes_with_links_of_their_own_are_told_apart(graph_file: Path) -> None:
+    nodes = (Node("a", 2, "cuda", inside=300e9), Node("b", 2, "cpu"), Node("c", 1, "cpu"))
+    told = " ".join(shown(plan(load_graph(graph_file), cluster=Cluster(nodes), layouts=LAYOUTS)).split())
+    assert "300 GB/s for a rank inside its node and 50 GB/s to other nodes (a); 2.4 GB/s" in told
+    assert "1.25 GB/s to other nodes (b, c)" in told
+
+
+def test_when_weights_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An average, and how often, is said in the plan's table and above its details."""
+    for follows, words in (
+        ("{model: actor, decay: 0.9, every: 5 steps}", "(average, every 5 steps)"),
+        ("{model: actor, decay: 0.5}", "(average)"),
+    ):
+        graph = load_graph(write_graph(tmp_path, follows=follows))
+        path = write_plan(plan(graph, devices=2, layouts={"ref": "d1@1"}), tmp_path / "when.yaml")
+        assert main(["explain", str(path)]) == 0
+        assert f"train -> ref {words}" in " ".join(capsys.readouterr().out.split())
+        assert main(["explain", str(path), "--realloc"]) == 0
+        assert f"ref follows actor {words}: " in " ".join(capsys.readouterr().out.split())
