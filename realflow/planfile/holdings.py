@@ -116,9 +116,10 @@ def put_away(graph: Graph, calls: Mapping[str, CallPlan], model: str) -> dict[He
 
 
 class Freshness:
-    """Which holdings of one trained model have its newest weights.
+    """Which holdings of one trained model will have its newest weights, once everything that is ordered
+    so far is done. Ranks carry out orders in one order, so that what is ordered next finds them there.
 
-    At the start all have: they were loaded. Training leaves them with its own holdings, an edge
+    At the start all have them: they were loaded. Training leaves them with its own holdings, an edge
     brings them to others, and a holding that is freed after a call loses them.
     """
 
@@ -138,15 +139,14 @@ class Freshness:
         return Edge(self.model, call, tuple(sorted(self.fresh)), tuple(sorted(lacking)), self.model)
 
     def moved(self, edge: Edge) -> None:
-        """An edge is (or will be, before anything that comes after) carried out."""
+        """An edge is ordered."""
         self.fresh.update(edge.destinations)
 
-    def trained(self) -> None:
-        """There are new weights."""
-        self.fresh = set(self._held[self._train])
-
     def used(self, call: str) -> None:
-        """`call` runs next: what nobody keeps is freed when it ends, before anything that comes after."""
+        """`call` is ordered. When it ends, before anything that is ordered later, there are new weights
+        if it trains, and what nobody keeps is freed."""
+        if call == self._train:
+            self.fresh = set(self._held[call])
         self.fresh -= self._held[call] & self._freed
 
 
@@ -160,7 +160,7 @@ def planned_edges(graph: Graph, calls: Mapping[str, CallPlan]) -> tuple[Edge, ..
         using = [call for call in graph.calls if call.model == model and call.name != train.name]
         for index, call in enumerate(using):
             weights = Freshness(graph, calls, model)
-            weights.trained()
+            weights.used(train.name)
             for other in using[:index]:
                 if (call.every or 1) % (other.every or 1) == 0:
                     edge = weights.edge(other.name)

@@ -6,11 +6,11 @@ shell. The same events in the same order give the same instructions, so that a r
 replayed.
 
 Rules, in the order in which they are applied:
-- step k opens when fewer than 1 + max_staleness steps are open;
+- step k opens when fewer than 1 + max_staleness steps are open; steps end in order;
 - a call of a trained model starts when at most max_staleness of the train dispatches that are due in
   earlier steps are not done;
 - a call gets a unit (sample, group, batch) as soon as all its inputs are there; a train call also
-  waits for every other call of its model in that step;
+  waits for every other call of its model in that step, and for the end of the steps before;
 - before a call of a trained model runs, the new weights are moved into those of its holdings that
   lack them, from all that have them (`realflow.runtime.weights`);
 - every ordered message carries a number that grows; each rank executes in that order;
@@ -123,7 +123,7 @@ class Core:
         step = self._steps.get(dispatch.step)
         if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
             step.produced(dispatch.call, event.rank, dispatch.ids.get(event.rank, ()))
-        if self._dispatches.done(dispatch, event.rank):
+        if self._dispatches.done(dispatch, event.rank, now):
             self._streams.pop(dispatch.name, None)
             self._dispatch_over(dispatch)
             self._close_steps()
@@ -151,17 +151,20 @@ class Core:
         """Start everything that can start."""
         if self._dispatches.not_ready:
             return
-        while True:
-            for index in sorted(self._steps):
+        for index in sorted(self._steps):
+            if len(self._steps[index].finished) < len(self._steps[index].calls):
+                break  # steps end in order
+            self._end_step(index, now)
+        while self._open_step(now):
+            pass
+        # Training comes last, so that other calls of a later step need not wait for it, and trains once
+        # the steps before have ended, whose followers and checkpoints have the weights of those steps.
+        for trains in (False, True):
+            for index in sorted(self._steps)[: 1 if trains else None]:
                 step = self._steps[index]
                 for call in step.calls.values():
-                    if call.name not in step.finished:
+                    if call.name not in step.finished and (call.op == "train") == trains:
                         self._try_call(step, call, now)
-            done = [i for i, step in sorted(self._steps.items()) if len(step.finished) == len(step.calls)]
-            for index in done:
-                self._end_step(index, now)
-            if not self._open_step(now) and not done:
-                break
         if self._dispatches:
             return
         if self._steps or self._next_step < self.graph.steps:
@@ -217,7 +220,7 @@ class Core:
             ids = [sample for unit in step.take(call.name) for sample in unit]
             edge = self.weights.edge(call)
             if edge is not None:
-                self._move(edge, now)
+                self._move(edge, step.step, now)
             self.weights.used(call)
             if call.op == "generate":
                 self._open_stream(step, call, ids, now)
@@ -226,10 +229,13 @@ class Core:
                 self._start(f"{call.name}@{step.step}", step.step, call.name, held, now)
                 self._out.extend(To(rank, message) for rank, message in messages.items())
 
-    def _move(self, edge: Edge, now: float) -> None:
+    def _move(self, edge: Edge, step: int, now: float) -> None:
         """Order the reallocation of an edge before the call that needs it."""
         what = f"realloc:{edge.into}:{edge.call}"
-        self._reallocate(edge, what, f"{what}@v{self.weights.version(edge.model)}", -1, now)
+        name = f"{what}@v{self.weights.version(edge.model)}"
+        if self.graph.max_staleness:  # where several of one version may be under way
+            name += f".{step}"
+        self._reallocate(edge, what, name, -1, now)
         self.weights.moved(edge)
 
     def _follow(self, edge: Edge, step: int, now: float) -> None:

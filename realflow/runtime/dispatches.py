@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +15,11 @@ from realflow.runtime.weights import Weights
 
 @dataclass
 class Dispatch:
-    """A dispatch under way. `limit` is in seconds after the last sign of progress on its ranks."""
+    """A dispatch under way. `limit` is in seconds after the last sign of progress.
+
+    `line` is the thread of a worker that carries it out. `behind` counts the ranks on which earlier
+    dispatches of that line are not done: until there are none it has no deadline, and theirs count.
+    """
 
     name: str
     step: int
@@ -21,7 +27,9 @@ class Dispatch:
     pending: set[int]
     ids: Mapping[int, list[int]]
     limit: float
-    deadline: float
+    line: str
+    behind: int = 0
+    deadline: float = math.inf
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -41,6 +49,8 @@ class Dispatches:
         self._plan = plan
         self._calls = {call.name: call for call in plan.graph.calls}
         self._open: dict[str, Dispatch] = {}
+        self._lines: dict[tuple[str, int], deque[Dispatch]] = defaultdict(deque)
+        """(line, rank) -> what the rank has not finished, in its order."""
         self.not_ready = set(range(plan.world_size))
         """Ranks that still start."""
 
@@ -55,26 +65,34 @@ class Dispatches:
         where = self._plan.calls.get(call)
         predicted = where.predicted_seconds if where else None
         limit = max(self._plan.deadline_floor_seconds, self._plan.deadline_factor * (predicted or 0.0))
+        line = "model"
         if call in self._calls and self._calls[call].op == "function":
-            limit = max(
-                limit, 2 * self._calls[call].timeout
-            )  # its own watchdog, which can say more, is first
+            line = "function"
+            limit = max(limit, 2 * self._calls[call].timeout)  # its watchdog, which can say more, is first
         assert name not in self._open, name
-        self._open[name] = Dispatch(name, step, call, set(ids), ids, limit, now + limit)
+        found = self._open[name] = Dispatch(name, step, call, set(ids), ids, limit, line)
+        for rank in ids:
+            waiting = self._lines[line, rank]
+            found.behind += bool(waiting)
+            waiting.append(found)
+        _begin(found, now)
 
     def reported(self, name: str, rank: int, now: float) -> Dispatch:
-        """A rank has reported: what it still has to do, perhaps queued until now, gets its full time."""
+        """A rank has reported: its dispatch gets its full time again."""
         found = self._open.get(name)
         assert found is not None and rank in found.pending, (
             f"rank {rank} reports {name}, which it does not run"
         )
-        for dispatch in self._open.values():
-            if rank in dispatch.pending:
-                dispatch.deadline = now + dispatch.limit
+        _begin(found, now)
         return found
 
-    def done(self, dispatch: Dispatch, rank: int) -> bool:
+    def done(self, dispatch: Dispatch, rank: int, now: float) -> bool:
         """A rank has finished a dispatch; True when it was the last, and the dispatch is forgotten."""
+        waiting = self._lines[dispatch.line, rank]
+        assert waiting.popleft() is dispatch, f"rank {rank} did {dispatch.name} before its turn"
+        if waiting:
+            waiting[0].behind -= 1
+            _begin(waiting[0], now)
         dispatch.pending.discard(rank)
         if dispatch.pending:
             return False
@@ -138,6 +156,13 @@ class Dispatches:
         ids = dispatch.ids[rank]
         shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
         return f"{dispatch.name} ({call.decl.name} on samples {shown})"
+
+
+def _begin(dispatch: Dispatch, now: float) -> None:
+    """The clock of a dispatch starts (again) if all its ranks have come to it. A chain of those that wait
+    for others always ends in one whose clock runs."""
+    if not dispatch.behind:
+        dispatch.deadline = now + dispatch.limit
 
 
 def stuck(steps: Mapping[int, StepReadiness], weights: Weights) -> str:

@@ -10,7 +10,12 @@ from realflow.runtime.readiness import StepReadiness, dispatches_before
 
 class Weights:
     """The trained models of a run: how often each was trained, and which holdings have its newest
-    weights. Models that nobody trains never move."""
+    weights. Models that nobody trains never move.
+
+    With a staleness above 0, calls of a model may be ordered while it trains. They come behind that
+    training on the ranks that they share with it, and get their weights from there elsewhere: so
+    what is ordered, not what is done, says which weights a call finds.
+    """
 
     def __init__(self, plan: Plan, start_step: int = 0) -> None:
         self._graph: Graph = plan.graph
@@ -19,12 +24,14 @@ class Weights:
         """Model -> train dispatches that are done."""
         self.versions = {m: self._trained[m] * call.minibatches for m, call in trained.items()}
         """Model -> optimizer steps that its weights have seen."""
+        self._ordered = dict(self.versions)
+        """Model -> those that they will have seen after all that is ordered."""
         self._follows = follow_edges(self._graph, plan.calls)
         self._fresh = {model: Freshness(self._graph, plan.calls, model) for model in trained}
 
     def version(self, model: str | None) -> int:
-        """Optimizer steps that a model's weights have seen."""
-        return self.versions.get(str(model), 0)
+        """Optimizer steps that a model's weights will have seen where something is ordered now."""
+        return self._ordered.get(str(model), 0)
 
     def allow(self, step: StepReadiness, call: Call) -> bool:
         """Whether `call` may use the weights that there are now.
@@ -58,13 +65,14 @@ class Weights:
         """A call was ordered."""
         if call.model in self._fresh:
             self._fresh[call.model].used(call.name)
+            if call.op == "train":
+                self._ordered[call.model] += call.minibatches
 
     def trained(self, call: Call) -> None:
         """A train dispatch has ended."""
         assert call.model is not None
         self._trained[call.model] += 1
         self.versions[call.model] += call.minibatches
-        self._fresh[call.model].trained()
 
     def waits(self, step: StepReadiness, call: Call) -> str:
         """What a call that has its samples still waits for, in words."""

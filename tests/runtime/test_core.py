@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
@@ -16,7 +17,7 @@ from realflow.graph.types import Follow
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, holdings, planned_edges, put_away
 from realflow.runtime.core import Core
-from realflow.runtime.dispatches import replicas
+from realflow.runtime.dispatches import Dispatches, replicas
 from realflow.runtime.events import Abort, Event, Finished, Prepare, Saved, StepDone, Tick, To, WorkerLost
 from realflow.runtime.messages import (
     DispatchDone,
@@ -55,6 +56,8 @@ class Workers:
         self.versions: list[tuple[str, int, int]] = []
         self.weights: dict[Held, int | None] = defaultdict(int)
         """Holding of the actor -> version of its weights, None where they were freed."""
+        self.saved: list[tuple[int, int | None]] = []
+        """(step, version) of the actor's weights, as ranks saved them."""
         self.edges: dict[str, Edge] = {}
         self.away = put_away(plan.graph, plan.calls, "actor")
         self.log: list[object] = []
@@ -153,12 +156,16 @@ class Workers:
                 return
             message = self.ordered[event.rank].popleft()
             if isinstance(message, Open):
-                self._used(event.rank, message.call, message.step)
+                self._used(event.rank, message)
                 assert self.versions[-1][2] == message.version
             if isinstance(message, Reallocate):
                 self._moved(event.rank, message)
+            if isinstance(message, Save) and message.model == "actor":
+                held = (event.rank, holdings(self.plan.calls["train"])[event.rank])
+                self.saved.append((int(message.dispatch.split("@")[1]), self.weights[held]))
             if isinstance(message, Execute):
                 self.dispatched.append(event.dispatch)
+                self._used(event.rank, message)
                 if self.plan.graph.call(call).op == "train":
                     held = (event.rank, holdings(self.plan.calls[call])[event.rank])
                     self.weights[held] += self.plan.graph.call(call).minibatches
@@ -173,13 +180,16 @@ class Workers:
         for held in edge.sources:
             assert held[0] != rank or self.weights[held] == message.version, "a source is stale"
 
-    def _used(self, rank: int, call: str, version: int | None = None) -> None:
-        """A call works on its holding of the actor: it must have the weights, and may let go of them."""
+    def _used(self, rank: int, message: Open | Execute) -> None:
+        """A call has worked on its holding of the actor, which must have had the weights, and lets go of
+        them where nobody keeps them."""
+        call = message.call
+        if self.plan.graph.call(call).model != "actor":
+            return
         held = (rank, holdings(self.plan.calls[call])[rank])
         found = self.weights[held]
         assert found is not None, "the weights were freed"
-        if version is not None:
-            self.versions.append((call, version, found))
+        self.versions.append((call, message.step, found))
         if self.away[held] == "free":
             self.weights[held] = None
 
@@ -188,8 +198,14 @@ class Workers:
             self.store[rank] |= {(name, s) for s in ids}
 
 
-def simulate(plan: Plan, seed: int, limit: int = 20_000) -> tuple[Workers, list[object]]:
-    """Run to the end; every instruction that is not for a worker is returned in order."""
+def simulate(
+    plan: Plan, seed: int, limit: int = 20_000, history: list[object] | None = None
+) -> tuple[Workers, list[object]]:
+    """Run to the end; every instruction that is not for a worker is returned in order.
+
+    `history` takes the events too, with what each led to after it.
+    """
+    history = [] if history is None else history
     core, workers, told = Core(plan), Workers(plan, seed), []
     pending: list[Event] = [Ready(rank, 0.1) for rank in range(plan.world_size)]
     workers.random.shuffle(pending)
@@ -204,7 +220,9 @@ def simulate(plan: Plan, seed: int, limit: int = 20_000) -> tuple[Workers, list[
             event = workers.random.choice(possible)
             workers.happened(event)
         now += 0.01
+        history.append(event)
         for instruction in core.handle(event, now):
+            history.append(instruction)
             if isinstance(instruction, To):
                 workers.take(instruction)
             elif isinstance(instruction, Prepare):
@@ -232,32 +250,58 @@ PLACES = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10**9),
     where=st.sampled_from(PLACES),
     evaluate=st.sampled_from([None, 2]),
     second=st.sampled_from([None, 1, 2]),
     train_every=st.sampled_from([None, 2, 5]),
+    probe=st.sampled_from([None, "actor"]),
+    staleness=st.sampled_from([0, 0, 1, 2]),
 )
 def test_any_order_of_legal_events_completes(
-    seed: int, where: tuple, evaluate: int | None, second: int | None, train_every: int | None
+    seed: int,
+    where: tuple,
+    evaluate: int | None,
+    second: int | None,
+    train_every: int | None,
+    probe: str | None,
+    staleness: int,
 ) -> None:
-    graph = grpo(evaluate=evaluate, second=second, train_every=train_every)
+    graph = grpo(steps=5, evaluate=evaluate, second=second, train_every=train_every, probe=probe)
+    graph = replace(graph, max_staleness=staleness, checkpoint_every=2)
     plan = place(graph, *where)
     workers, told = simulate(plan, seed)
-    assert [t.step for t in told if isinstance(t, StepDone)] == [0, 1, 2]
+    assert [t.step for t in told if isinstance(t, StepDone)] == [0, 1, 2, 3, 4]
     assert isinstance(told[-1], Finished)
-    assert [t.step for t in told if isinstance(t, Saved)] == [2]
+    assert sorted(t.step for t in told if isinstance(t, Saved)) == [1, 3, 4]
+    assert set(workers.saved) == {(s, 2 * ((s + 1) // (train_every or 1))) for s in (1, 3, 4)}
     for orders in workers.orders.values():
         growing = all(a < b for a, b in pairwise(orders))
         assert growing, "a rank got ordered messages out of order, or two of one number"
     assert not any(workers.store.values()), "fields were left behind"
     opened = [(call, step) for call, step, _ in workers.versions]
-    assert {step for call, step in opened if call == "rollout"} == {0, 1, 2}
-    assert {step for call, step in opened if call == "greedy"} == {None: set(), 1: {0, 1, 2}, 2: {1}}[second]
-    for _, step, version in workers.versions:
-        assert version == 2 * (step // (train_every or 1)), "not the weights after the trainings so far"
+    steps = {step for call, step in opened if call == "rollout"}
+    assert steps == {0, 1, 2, 3, 4}
+    assert {step for call, step in opened if call == "greedy"} == {None: set(), 1: steps, 2: {1, 3}}[second]
+    seen: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for call, step, version in workers.versions:
+        due = step // (train_every or 1)
+        least = due if call == "train" else max(0, due - staleness)
+        assert 2 * least <= version <= 2 * due, "not the weights after the trainings so far"
+        seen[call, step].add(version)
+    assert all(len(versions) == 1 for versions in seen.values()), "ranks of a call had different weights"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rollouts_of_a_later_step_do_not_wait_for_training(seed: int) -> None:
+    """With a staleness of 1 the weights are moved before they are trained again."""
+    graph = replace(grpo(steps=5), max_staleness=1)
+    workers, told = simulate(place(graph, 2, {"rollout": (0,), "train": (1,)}), seed)
+    assert isinstance(told[-1], Finished)
+    found = {step: version for call, step, version in workers.versions if call == "rollout"}
+    assert found == {0: 0, 1: 0, 2: 2, 3: 4, 4: 6}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -362,8 +406,8 @@ def test_frozen_models_never_move() -> None:
     assert {workers.edges[m.edge].into for m in workers.taken if is_move(m)} == {"actor"}
 
 
-@pytest.mark.parametrize(("every", "due"), [(1, ["v2", "v4", "v6", "v8"]), (2, ["v4", "v8"])])
-def test_a_model_follows_another_at_the_end_of_steps(every: int, due: list[str]) -> None:
+@pytest.mark.parametrize(("every", "due"), [(1, [0, 1, 2, 3]), (2, [1, 3])])
+def test_a_model_follows_another_at_the_end_of_steps(every: int, due: list[int]) -> None:
     graph = grpo(steps=4)
     ref = replace(graph.models["ref"], follows=Follow("actor", 0.9, every))
     graph = replace(graph, models={**graph.models, "ref": ref}, checkpoint_every=2)
@@ -376,18 +420,38 @@ def test_a_model_follows_another_at_the_end_of_steps(every: int, due: list[str])
     assert set(edge.sources) == held_by(plan.calls["train"])
     names = [getattr(m, "dispatch", "") for m in workers.taken]
     followed = list(dict.fromkeys(name for name in names if name.startswith("realloc:ref")))
-    assert followed == [f"realloc:ref:actor@{version}" for version in due]
+    assert followed == [f"realloc:ref:actor@{step}" for step in due]
     assert all(message.order > 0 for message in workers.taken if is_move(message))
-    for (
-        version
-    ) in due:  # after the step's own calls of both models, before the next step's and the checkpoint
-        step = int(version[1:]) // 2 - 1
-        at = names.index(f"realloc:ref:actor@{version}")
+    for step in due:  # after the step's own calls of both models, before the next step's and the checkpoint
+        at = names.index(f"realloc:ref:actor@{step}")
         assert max(names.index(f"{call}@{step}") for call in ("train", "ref")) < at
         if step + 1 < 4:
             assert at < names.index(f"ref@{step + 1}")
         if step % 2:
             assert at < names.index(f"save:ref@{step}") and f"save:actor@{step}" in names
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_step_is_told_of_when_what_follows_at_its_end_has_followed(seed: int) -> None:
+    """Its seconds end before, with its calls; the next step has begun, and its checkpoint comes after."""
+    graph = grpo(steps=4)
+    ref = replace(graph.models["ref"], follows=Follow("actor", 0.9))
+    graph = replace(graph, models={**graph.models, "ref": ref}, checkpoint_every=2)
+    plan = place(graph, 4, {"train": (0, 1), "ref": (2, 3)}, {"train": "p2", "ref": "t2"})
+    history: list[object] = []
+    simulate(plan, seed, history=history)
+    steps = [told for told in history if isinstance(told, StepDone)]
+    assert [told.step for told in steps] == [0, 1, 2, 3]
+    assert all(early.started < early.ended <= late.started for early, late in pairwise(steps))
+    for told in steps:
+        followed = [
+            at
+            for at, event in enumerate(history)
+            if isinstance(event, DispatchDone) and event.dispatch == f"realloc:ref:actor@{told.step}"
+        ]
+        assert len(followed) == 4 and max(followed) < history.index(told)
+    saved = {told.step: at for at, told in enumerate(history) if isinstance(told, Saved)}
+    assert sorted(saved) == [1, 3] and all(history.index(steps[step]) < at for step, at in saved.items())
 
 
 def test_a_follower_with_several_holdings_on_a_rank_has_an_edge_for_each() -> None:
@@ -398,7 +462,9 @@ def test_a_follower_with_several_holdings_on_a_rank_has_an_edge_for_each() -> No
     workers, told = simulate(plan, 5)
     assert isinstance(told[-1], Finished)
     names = [m.dispatch for m in workers.taken if is_move(m) and m.dispatch.startswith("realloc:ref")]
-    assert names == [f"realloc:ref:actor{turn}@v{v}" for v in (2, 4, 6) for turn in ("", ".1") for _ in "ab"]
+    assert names == [
+        f"realloc:ref:actor{turn}@{step}" for step in (0, 1, 2) for turn in ("", ".1") for _ in "ab"
+    ]
     edges = [edge for edge in workers.edges.values() if edge.into == "ref"]
     assert [set(edge.destinations) for edge in edges] == [held_by(plan.calls[c]) for c in ("ref", "probe")]
 
@@ -464,6 +530,35 @@ def test_a_deadline() -> None:
     assert "rollout@0 is past its deadline of 10 s without progress; not finished on rank 0, 1" in abort_text(
         core.handle(Tick(), 11.0)
     )
+
+
+def test_a_deadline_runs_from_when_all_ranks_come_to_a_dispatch() -> None:
+    """A short call that is queued behind a long one is not late because that one is long."""
+    plan = place(grpo(), 2, {}, deadline_floor_seconds=10.0)
+    long = {"rollout": replace(plan.calls["rollout"], predicted_seconds=50.0)}
+    plan = replace(plan, calls={**plan.calls, **long}, deadline_factor=2.0)
+    found = Dispatches(plan)
+    ranks: dict[int, list[int]] = {0: [], 1: []}
+    found.start("rollout@0", 0, "rollout", ranks, 0.0)
+    found.start("ref@0", 0, "ref", ranks, 1.0)
+    found.start("reward@0.0", 0, "reward", {0: [1]}, 1.0)
+    limits = {name: found[name].deadline for name in ("rollout@0", "ref@0", "reward@0.0")}
+    function = 1.0 + 2 * plan.graph.call("reward").timeout
+    assert limits == {"rollout@0": 100.0, "ref@0": math.inf, "reward@0.0": function}, "functions do not queue"
+    found.done(found["reward@0.0"], 0, 2.0)
+    assert found.overdue(99.0) is None
+    found.done(found.reported("rollout@0", 0, 90.0), 0, 90.0)
+    assert found.overdue(189.0) is None, "rank 1 still works on the long one, and 0 waits for it"
+    assert "rollout@0 is past its deadline of 100 s" in str(found.overdue(191.0))
+    found.done(found.reported("rollout@0", 1, 180.0), 1, 180.0)
+    assert found.overdue(189.0) is None
+    assert "ref@0 is past its deadline of 10 s" in str(found.overdue(191.0))
+    found.reported("ref@0", 1, 185.0)
+    assert found.overdue(194.0) is None
+    with pytest.raises(AssertionError, match="before its turn"):
+        found.start("credit@0.0", 0, "credit", {0: [1]}, 190.0)
+        found.start("credit@0.1", 0, "credit", {0: [2]}, 190.0)
+        found.done(found["credit@0.1"], 0, 190.0)
 
 
 def test_a_failure_names_call_rank_and_cause() -> None:
