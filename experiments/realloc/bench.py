@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from realflow.realloc import Reallocation, transfers
 from realflow.realloc.buckets import ALONE_BYTES, BUCKET_BYTES, Buckets
+from realflow.realloc.pack import checksums
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rivals
