@@ -19,8 +19,9 @@ def counts(arrangement: Arrangement, place: Place, order: int) -> bool:
 
 
 def square_sum(tensors: Iterable[torch.Tensor]) -> float:
-    """Sum of the squares of 1-D tensors, accumulated in float64."""
-    return sum((_square_sum(tensor) for tensor in tensors), 0.0)
+    """Sum of the squares of 1-D tensors, accumulated in float64. The host waits for a device once."""
+    sums = [_square_sum(tensor) for tensor in tensors]
+    return float(torch.stack(sums).sum()) if sums else 0.0
 
 
 def culprits(arrangement: Arrangement, runs: Sequence[Run], gradient: torch.Tensor) -> list[str]:
@@ -33,9 +34,9 @@ def culprits(arrangement: Arrangement, runs: Sequence[Run], gradient: torch.Tens
     return list(found)
 
 
-def _square_sum(values: torch.Tensor, width: int = 4096) -> float:
-    """Sums of rows of `width` elements in the tensor's dtype, their sum in float64."""
+def _square_sum(values: torch.Tensor, width: int = 4096) -> torch.Tensor:
+    """Sums of rows of `width` elements in the tensor's dtype, their sum in float64: []."""
     whole = len(values) // width * width
     rows = torch.linalg.vector_norm(values[:whole].view(-1, width), dim=1).double()
     rest = torch.linalg.vector_norm(values[whole:].double())
-    return float(rows.square().sum() + rest.square())
+    return rows.square().sum() + rest.square()

@@ -15,8 +15,10 @@ be reduced while the rest of the backward pass runs.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from realflow.layout import cut
@@ -70,7 +72,9 @@ class Arrangement:
 
     def within(self, start: int, stop: int) -> Iterator[Run]:
         """The runs of `[start, stop)`, cut to it."""
-        for order, flat, size in self.runs:
+        first = bisect_right(self._ends, start)  # the first run that ends behind it
+        for index in range(first, bisect_left(self._begins, stop)):
+            order, flat, size = self.runs[index]
             low, high = max(start, order), min(stop, order + size)
             if low < high:
                 yield Run(low, flat + low - order, high - low)
@@ -81,10 +85,24 @@ class Arrangement:
 
     def names(self, start: int, stop: int) -> Iterator[Piece]:
         """What of each parameter lies in `[start, stop)`."""
-        for name, place in self.places.items():
+        first = max(0, bisect_right(self._placed, (start + 1,)) - 1)  # it may end before `start`
+        for place, name in self._placed[first : bisect_left(self._placed, (stop,))]:
             low, high = max(start, place), min(stop, place + self.slots[name].size)
             if low < high:
                 yield Piece(name, low - place, high - place, low)
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [run.order for run in self.runs]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [run.order + run.size for run in self.runs]
+
+    @cached_property
+    def _placed(self) -> list[tuple[int, str]]:
+        """Parameters in the order of gradients."""
+        return sorted((place, name) for name, place in self.places.items())
 
 
 def arrange(

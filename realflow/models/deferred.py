@@ -6,7 +6,9 @@
     work = model.deferred.take()
     work.run(add)                      # W: add(parameter, gradient) for each weight and bias
 
-The weight gradient of y = x W^T + b is dL/dW = (dL/dy)^T x, that of b the sum of dL/dy over rows.
+The weight gradient of y = x W^T + b is dL/dW = (dL/dy)^T x, that of b the sum of dL/dy over rows. The
+language-model head (`realflow.models.logprobs`) is not among these layers: it would have to keep the
+gradient of its logits.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def _capture_notes(plan: Plan) -> list[str]:
         away = put_away(plan.graph, plan.calls, call.model)
         if any(kinds[rank] == "cuda" and away[rank, held] != "keep" for rank, held in held_by(where)):
             notes.append(
-                f"Graphs: {call.name}'s weights may come back at another place in the GPU's memory each time: "
-                "its CUDA graphs of decode steps are then captured anew in every step."
+                f"Graphs: {call.name}'s weights may come back at another place in the GPU's memory: its "
+                "CUDA graphs of decode steps are then captured anew in every step."
             )
     return notes
 

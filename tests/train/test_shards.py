@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from realflow.engines.gradients import Gradients
+from realflow.engines.norms import square_sum
 from realflow.engines.shards import Arrangement, arrange
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.flat import slots_of
@@ -67,6 +71,73 @@ def test_buckets_follow_each_other_and_divide(drawn) -> None:
     assert here == arrangement.total
     for edge in (arrangement.tied, arrangement.partial, arrangement.whole):
         assert not any(start < edge < stop for start, stop in arrangement.buckets), "a bucket in two regions"
+
+
+@settings(deadline=None)
+@given(arrangements(), st.data())
+def test_what_lies_in_a_range_is_found_without_a_scan(drawn, data) -> None:
+    arrangement, _, _ = drawn
+    start = data.draw(st.integers(0, arrangement.total))
+    stop = data.draw(st.integers(start, arrangement.total))
+    runs, pieces = [], []
+    for order, flat, size in arrangement.runs:
+        low, high = max(start, order), min(stop, order + size)
+        runs += [(low, flat + low - order, high - low)] if low < high else []
+    for name, place in arrangement.places.items():
+        low, high = max(start, place), min(stop, place + arrangement.slots[name].size)
+        pieces += [(name, low - place, high - place, low)] if low < high else []
+    assert list(arrangement.within(start, stop)) == runs
+    assert sorted(arrangement.names(start, stop)) == sorted(pieces)
+
+
+class Watched(tuple):
+    """A tuple that counts how many of its entries are read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        type(self).read += 1
+        return super().__getitem__(index)
+
+    def __iter__(self):
+        type(self).read += len(self)
+        return super().__iter__()
+
+
+def test_a_bucket_costs_its_own_runs_alone() -> None:
+    shapes = {f"layers.{index}.norm.weight": (64,) for index in range(1000)}
+    slots, _ = slots_of(shapes)
+    arrangement = arrange(slots, 2, whole=list(slots), bucket=640)
+    watched = replace(arrangement, runs=Watched(arrangement.runs))
+    watched.owned(0)
+    Watched.read = 0
+    owned = watched.owned(0)
+    assert Watched.read == len(owned) == 500
+    Watched.read = 0
+    list(watched.runs)
+    assert Watched.read == 1000, "the control"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9000), max_size=6), st.sampled_from([torch.float32, torch.float64]))
+def test_sums_of_squares_reach_the_host_once(sizes, dtype) -> None:
+    tensors = [
+        torch.randn(size, dtype=dtype, generator=torch.Generator().manual_seed(size)) for size in sizes
+    ]
+    with Fetches() as seen:
+        found = square_sum(iter(tensors))
+    assert seen.count == bool(sizes)
+    assert found == pytest.approx(sum(float(t.double().square().sum()) for t in tensors), rel=1e-5)
+
+
+class Fetches(TorchDispatchMode):
+    """Counts the numbers that go to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(func)
+        return func(*args, **(kwargs or {}))
 
 
 @settings(deadline=None)
