@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from planner.sizes import Part, Parts, kv_bytes, passing_bytes, training_bytes
 from realflow.graph.types import Call, Graph
-from realflow.models.card import Card
+from realflow.models.card import ITEMSIZE, Card
 from realflow.planfile import CallPlan, Cluster, Plan
 from realflow.planfile.holdings import After, Held, Holding, follow_edges, holdings, planned_edges, put_away
 
@@ -148,12 +148,19 @@ class _Step:
         """Bytes that come and go, at one moment."""
         sizes: Counter[str] = Counter()
         for model, held, after in self._away[rank]:
-            size = self._parts.of(model, held).weight_bytes
+            part, used = self._parts.of(model, held), (model, held) in moment.used
             unused = after == "free" and moment.position < self._first_use(model, held, rank)
-            if after == "keep" or unused or (model, held) in moment.used:
-                sizes["weights"] += size
-            elif after == "offload" and kind == HOST:
-                sizes["offloaded"] += size
+            sides = [(part.weight_bytes, after == "keep" or unused or used)]
+            average = self._graph.models[model].average
+            if average:  # of a follower: moves need it, calls do not
+                sides.append(
+                    (part.elements * ITEMSIZE[average], after == "keep" or (used and not moment.running))
+                )
+            for size, here in sides:
+                if here:
+                    sizes["weights"] += size
+                elif after == "offload" and kind == HOST:
+                    sizes["offloaded"] += size
         for call in self._here(rank):
             if call.op != "train":
                 continue

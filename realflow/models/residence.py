@@ -13,17 +13,18 @@ class Residence:
     """The memory of a tensor that has its storage to itself, such as a flat buffer.
 
     Every view of it stays valid: the storage below them is emptied and filled again. Nobody may touch
-    the values unless `where` is `here`. Values that are `constant` are copied to the host once.
+    the values unless `where` is `here`. The host's memory is kept (`keep`) while the values are on the
+    device, by default where it is pinned, which takes long to make; `constant` values are copied to
+    memory that is kept only once.
     """
 
-    def __init__(self, tensor: torch.Tensor, *, constant: bool = False) -> None:
+    def __init__(self, tensor: torch.Tensor, *, constant: bool = False, keep: bool | None = None) -> None:
         self._bytes = tensor.untyped_storage().nbytes()
         assert self._bytes == tensor.numel() * tensor.element_size(), "the storage has other users"
         self.where: Where = "here"
         self._tensor, self._constant = tensor, constant
+        self._keep = tensor.is_cuda if keep is None else keep
         self._host: torch.Tensor | None = None
-        """Kept while the values are on the device, where they are constant or it is pinned: making pinned
-        memory takes long."""
 
     def offload(self) -> None:
         """Move the values to host memory and release the device's."""
@@ -51,7 +52,7 @@ class Residence:
         if self.where == "away":
             assert self._host is not None
             self._tensor.copy_(self._host)
-            if not (self._constant or self._tensor.is_cuda):
+            if not self._keep:
                 self._host = None
         self.where = "here"
 

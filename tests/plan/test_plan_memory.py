@@ -14,7 +14,7 @@ from planner import make_plan, overfull, parse_layouts
 from planner.memory import _Step
 from planner.sizes import MESSAGES, Part, Parts, in_flight, kv_bytes, passing_bytes, training_bytes
 from realflow.graph import find_graph, load_graph
-from realflow.graph.types import Graph
+from realflow.graph.types import Follow, Graph
 from realflow.layout import Layout, box_size
 from realflow.models.card import Card
 from realflow.models.layouts import accepted
@@ -143,6 +143,22 @@ def passing(layout: str, rank: int = 0, **flags: object) -> dict[str, int]:
     sizes = Layout.parse(layout)
     where = CallPlan(tuple(range(sizes.size)), sizes, "train", **flags)  # type: ignore[arg-type]
     return passing_bytes(GRPO, GRPO.call("train"), where, part_of(CARD, layout, rank))
+
+
+def test_a_follower_in_bfloat16_has_an_average_behind_its_weights() -> None:
+    """Four bytes more for each weight, in host memory meanwhile where the follower is offloaded."""
+    found = {}
+    for dtype, decay in (("bfloat16", 0.0), ("bfloat16", 0.9), ("float32", 0.0), ("float32", 0.9)):
+        ref = dataclasses.replace(GRPO.models["ref"], dtype=dtype, follows=Follow("actor", decay))
+        graph = dataclasses.replace(GRPO, models={**GRPO.models, "ref": ref})
+        for after in ("keep", "offload"):
+            plan = plan_of(CARD, 2, "d1@0", f"ref=d1@1:{after}", kind="cpu", graph=graph)
+            memory = plan.memory[1]
+            found[dtype, decay, after] = memory["weights"] + memory.get("offloaded", 0)
+    for after in ("keep", "offload"):
+        more = found["bfloat16", 0.9, after] - found["bfloat16", 0.0, after]
+        assert more == 4 * CARD.size
+        assert found["float32", 0.9, after] == found["float32", 0.0, after]
 
 
 def test_activations_follow_the_schedule() -> None:

@@ -67,8 +67,13 @@ def test_memory_that_is_about_to_be_overwritten_is_not_written_before() -> None:
 
 def test_constant_values_are_copied_to_the_host_once() -> None:
     storage = torch.randn(1000)
-    for constant, copies in ((True, [1, 0, 0]), (False, [1, 1, 1])):
-        before, residence, found = storage.clone(), Residence(storage, constant=constant), []
+    for constant, keep, copies in (
+        (True, True, [1, 0, 0]),
+        (False, True, [1, 1, 1]),
+        (True, False, [1, 1, 1]),
+    ):
+        before, residence = storage.clone(), Residence(storage, constant=constant, keep=keep)
+        found = []
         for _ in range(3):
             with Copies(storage) as reads:
                 residence.offload()
@@ -76,6 +81,7 @@ def test_constant_values_are_copied_to_the_host_once() -> None:
             residence.restore()
             found.append(reads.count)
             assert torch.equal(storage, before)
+            assert (residence._host is not None) == keep
         assert found == copies
 
 
