@@ -6,7 +6,7 @@ local_cluster(devices) / read_cluster(path) -> Cluster
 
 from planner.cluster import local_cluster, read_cluster
 from planner.layouts import EVERY, parse_layouts
-from planner.make import Assumptions, make_plan
+from planner.make import Assumptions, make_plan, moves
 from planner.memory import overfull, rank_memory
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Assumptions",
     "local_cluster",
     "make_plan",
+    "moves",
     "overfull",
     "parse_layouts",
     "rank_memory",

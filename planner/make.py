@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from planner.given import settle
 from planner.layouts import place_calls
 from planner.memory import Assumptions, overfull, rank_memory
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.models.card import Card
-from realflow.models.layouts import accepted, layout_problems, refusals
+from realflow.models.layouts import accepted, refusals
 from realflow.models.partition import with_head
 from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, needed_reallocs
-from realflow.planfile.check import ENGINES_OF, rule_problems
+from realflow.planfile.check import ENGINES_OF
 from realflow.planfile.notes import after_notes, idle_notes
 from realflow.planfile.ranks import format_ranks
 from realflow.realloc.edges import edge_schedule
@@ -45,7 +46,7 @@ def make_plan(
     problems = [*_check_amounts(graph, micro_batch_tokens, slots), *_check_lengths(graph, cards)]
     if problems:
         raise InputError(problems)
-    chosen = place_calls(graph, cluster, layouts)
+    chosen = place_calls(graph, cluster, layouts, cards)
     calls = {
         call.name: CallPlan(
             ranks=chosen[call.name].ranks,
@@ -57,17 +58,15 @@ def make_plan(
         )
         for call in graph.calls
     }
-    bare = Plan(graph, cluster, calls, cards={name: cards[name].hash for name in graph.models})
-    problems = [*layout_problems(graph, calls, cards), *rule_problems(bare)]
-    if problems:
-        raise InputError(problems)
+    given = Plan(graph, cluster, calls, cards={name: cards[name].hash for name in graph.models})
+    bare = settle(given, layouts, cards)
     plan = replace(
         bare,
-        reallocs=_reallocs(bare, cards),
-        memory=rank_memory(graph, calls, cards, cluster, assume or Assumptions()),
+        reallocs=moves(bare, cards),
+        memory=rank_memory(graph, bare.calls, cards, cluster, assume or Assumptions()),
     )
     fits = _fitting(plan, cards, assume or Assumptions()) if overfull(plan) else None
-    plan = replace(plan, notes=(*_notes(plan, fits), *_length_notes(graph, cards)))
+    plan = replace(plan, notes=(*_notes(plan, fits), *bare.notes, *_length_notes(graph, cards)))
     check_plan(plan)
     return plan
 
@@ -78,7 +77,7 @@ def _slots(graph: Graph, call: Call, layout: Layout, given: int | None) -> int:
     return given or choose_slots(graph, call, layout)
 
 
-def _reallocs(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
+def moves(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
     """The moves of a step, with the bytes of the very schedules that the run will carry out."""
     found: dict[tuple[str, str, str], ReallocPlan] = {}
     for realloc, edge in needed_reallocs(plan.graph, plan.calls):

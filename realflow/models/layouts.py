@@ -43,27 +43,59 @@ def known_cards(plan: Plan) -> dict[str, Card]:
 def layout_problems(graph: Graph, calls: Mapping[str, CallPlan], cards: Mapping[str, Card]) -> list[Problem]:
     """Models that cannot run at all, and what cannot be cut as `calls` say: call, layout, the reason,
     and layouts of as many ranks that work. Models without a card are passed over."""
-    known = {name: with_head(cards[name], spec.head) for name, spec in graph.models.items() if name in cards}
-    problems = [
-        Problem(reason, where=f"graph.models.{name}")
-        for name, own in known.items()
-        if (reason := own.unsupported or own.unsupported_head)
-    ]
+    known = _known(graph, cards)
+    problems = unsupported(graph, cards)
     if problems:
         return problems
     for call in graph.calls:
         if call.model is None or call.model not in known:
             continue
-        layout, own = calls[call.name].layout, known[call.model]
-        reasons = refusals(own, layout)
-        if reasons:
-            works = ", ".join(str(other) for other in nearest(accepted(own, layout.size), layout))
-            message = (
-                f"{layout} cannot cut {call.model}: {'; '.join(reasons)}. "
-                f"Of {layout.size} ranks these work: {works}"
-            )
+        message = cut_problem(calls[call.name].layout, {call.model: known[call.model]})
+        if message:
             problems.append(Problem(message, where=f"calls.{call.name}.layout"))
     return problems
+
+
+def unsupported(graph: Graph, cards: Mapping[str, Card]) -> list[Problem]:
+    """Models that RealFlow cannot run at all, with the reason."""
+    return [
+        Problem(reason, where=f"graph.models.{name}")
+        for name, own in _known(graph, cards).items()
+        if (reason := own.unsupported or own.unsupported_head)
+    ]
+
+
+def _known(graph: Graph, cards: Mapping[str, Card]) -> dict[str, Card]:
+    """The cards of a graph's models with the heads that they have there."""
+    return {name: with_head(cards[name], spec.head) for name, spec in graph.models.items() if name in cards}
+
+
+def cut_problem(layout: Layout, models: Mapping[str, Card]) -> str:
+    """What is wrong with a layout for models (name -> card, with the model's head), and which ones of as
+    many ranks work for all of them; empty where it can cut them all."""
+    found = by_reasons(layout, models).items()
+    if not found:
+        return ""
+    reasons = "; ".join(f"{' and '.join(names)}: {'; '.join(why)}" for why, names in found)
+    works = working(models.values(), layout.size, layout) or "none"
+    return f"{layout} cannot cut {reasons}. Of {layout.size} ranks these work: {works}"
+
+
+def by_reasons(layout: Layout, models: Mapping[str, Card]) -> dict[tuple[str, ...], list[str]]:
+    """Why a layout cannot cut models -> the names of those for which this is so."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, own in models.items():
+        if reasons := refusals(own, layout):
+            found.setdefault(tuple(reasons), []).append(name)
+    return found
+
+
+def working(models: Iterable[Card], ranks: int, wanted: Layout) -> str:
+    """The few layouts of `ranks` ranks most like `wanted` that can cut every model, in words."""
+    every = accepted(None, ranks)
+    for own in models:
+        every = [layout for layout in every if not refusals(own, layout)]
+    return ", ".join(map(str, nearest(every, wanted)))
 
 
 def is_cut(layout: Layout) -> bool:
@@ -80,11 +112,12 @@ def refusals(card: Card, layout: Layout) -> list[str]:
     return []
 
 
-def accepted(card: Card, ranks: int) -> list[Layout]:
-    """Every layout of `ranks` ranks that a model can be cut for, in rising order of p, then t."""
+def accepted(card: Card | None, ranks: int) -> list[Layout]:
+    """Every layout of `ranks` ranks that a model can be cut for (None: all there are), in rising order of p,
+    then t."""
     sizes = [size for size in range(1, ranks + 1) if ranks % size == 0]
     every = [Layout(ranks // (tp * pp), tp, pp) for pp in sizes for tp in sizes if ranks % (tp * pp) == 0]
-    return [layout for layout in every if not refusals(card, layout)]
+    return [layout for layout in every if card is None or not refusals(card, layout)]
 
 
 def nearest(layouts: Iterable[Layout], wanted: Layout) -> list[Layout]:

@@ -172,17 +172,18 @@ def _flag_problems(call: Call, where: CallPlan) -> Iterator[tuple[str, str]]:
     if where.sequence_parallel and where.layout.tp == 1:
         yield (
             "sequence_parallel",
-            f"it divides tokens over a tensor group, and {where.layout} has none: use false",
+            f"sequence_parallel divides tokens over a tensor group, and {where.layout} has none: leave it "
+            "out",
         )
 
 
 def _frees(plan: Plan) -> Iterator[Problem]:
     for name, call in plan.calls.items():
-        if call.after == "free" and (reason := _why_not_free(plan, name)):
+        if call.after == "free" and (reason := why_not_free(plan, name)):
             yield Problem(f"free: {reason}; use keep or offload", where=f"calls.{name}.after")
 
 
-def _why_not_free(plan: Plan, name: str) -> str | None:
+def why_not_free(plan: Plan, name: str) -> str | None:
     """Why nothing would bring the weights of a call again if they were let go of; None where a
     reallocation does. Where only some of its ranks share weights with training, those keep them."""
     graph = plan.graph

@@ -218,7 +218,10 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     ),
     "context parallel": ("plan grpo --devices 2 --layout c2", "reserved and cannot run yet"),
     "unknown flag": ("plan grpo --layout d1:recomptue", "did you mean recompute?"),
-    "a flag of training": ("plan grpo --devices 1 --layout ref=d1:recompute", "only train calls have it"),
+    "a flag of training": (
+        "plan grpo --devices 1 --layout ref=d1:recompute",
+        "--layout ref=d1:recompute: only",
+    ),
     "no bubble": ("plan grpo --devices 1 --layout train=d1:zero_bubble", "d1t1p1 has none: use 1f1b"),
     "asynchronous": ("plan async.yaml", "(asynchronous) cannot run yet"),
     "missing cluster": ("plan grpo --cluster none.yaml", "none.yaml"),

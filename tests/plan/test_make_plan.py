@@ -109,9 +109,14 @@ def test_any_layouts_that_fit_give_a_sound_plan(small_card: Card, data: st.DataO
 @pytest.mark.parametrize(
     ("layouts", "message"),
     [
-        (["d4"], "'d4' does not fit: the cluster has 3 devices, ranks 0 to 2"),
+        (
+            ["d4"],
+            "--layout d4: does not fit: d4t1p1 needs 4 ranks, but the cluster has 3 devices (ranks 0 to",
+        ),
         (["d2@0"], "d2t1p1 needs 2 ranks, but 1 are given"),
-        (["d1@3"], "does not fit"),
+        (["rollout=d4"], "--layout rollout=d4: does not fit: "),
+        (["d1@3"], "--layout d1@3: does not fit: rank 3 is given, but the cluster has 3 devices"),
+        (["reward=d4"], "(ranks 0 to 2). Of 3 ranks these work: d3t1p1"),
         (["d2@x"], "'x' are no ranks"),
         (["d2@"], "'' are no ranks"),
         (["rolout=d1"], "the graph has no call rolout; did you mean rollout?"),
@@ -120,7 +125,7 @@ def test_any_layouts_that_fit_give_a_sound_plan(small_card: Card, data: st.DataO
         (["d3@0,2,1"], "found 0,2,1; expected rising ranks: 0-2"),
         (
             ["rollout=t2"],
-            "calls.rollout.layout: d1t2p1 cannot cut actor: LlamaForCausalLM: model.layers.0.self_attn",
+            "--layout rollout=t2: d1t2p1 cannot cut actor: LlamaForCausalLM: model.layers.0.self_attn",
         ),
         (["rollout=p3"], "has 2 layers; p3 needs at least 3: use p1 to p2. Of 3 ranks these work: d3t1p1"),
         (["d2:"], "'' is none of 1f1b, zero_bubble, recompute"),
@@ -133,11 +138,13 @@ def test_any_layouts_that_fit_give_a_sound_plan(small_card: Card, data: st.DataO
         (["d2:keep,offload"], "keep and offload exclude each other"),
         (["p2:zero_bubble,1f1b"], "zero_bubble and 1f1b exclude each other"),
         (["train=d2:zero_bubble"], "zero_bubble fills the gaps of a pipeline, and d2t1p1 has none"),
-        (["train=d2:sequence_parallel"], "it divides tokens over a tensor group, and d2t1p1 has none"),
-        (["ref=d2:recompute"], "only train calls have it, and ref is infer"),
-        (["reward=d2:offload"], "reward is a function and holds no weights"),
+        (["train=d2:sequence_parallel"], "divides tokens over a tensor group, and d2t1p1 has none: leave"),
+        (["ref=d2:recompute"], "only train calls have recompute, and ref is infer: remove it"),
+        (["rollout=d1:1f1b"], "only train calls have 1f1b, and rollout is generate: remove it"),
+        (["reward=d2:offload"], "reward is a function and holds no weights: remove offload"),
+        (["reward=d2:keep"], "reward is a function and holds no weights: remove keep"),
         (["ref=d1:free"], "ref is not trained, so that no reallocation brings its weights again"),
-        (["d2:free"], "train has the newest weights of actor"),
+        (["d2:free"], "--layout d2:free: no call can free its weights: rollout uses the very weights"),
         (["reward=t2"], "reward is a function: use d2"),
         (["d2@0,0"], "rank 0 is given twice"),
         (["2"], "expected letters with sizes"),
@@ -148,6 +155,9 @@ def test_layouts_that_are_refused(small_card: Card, layouts: list[str], message:
     with pytest.raises(InputError) as caught:
         plan_of(small_card, 3, *layouts)
     assert message in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1, "told once, whichever calls it is for"
+    assert lines[0].startswith(("--layout", "layout"))
 
 
 def test_a_function_that_sees_the_whole_batch_runs_on_one_rank(small_card: Card, tmp_path: Path) -> None:

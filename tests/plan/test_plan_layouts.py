@@ -231,7 +231,7 @@ def test_what_a_model_cannot_do_is_refused_with_what_works(case: str) -> None:
     with pytest.raises(InputError) as caught:
         plan_of(layout.size, "d1", f"ref={text}", card=card)
     (problem,) = caught.value.problems
-    assert problem.where == "calls.ref.layout"
+    assert problem.where == f"--layout ref={text}"
     assert problem.message.startswith(f"{layout} cannot cut ref: LlamaForCausalLM")
     assert reason in problem.message
     works = problem.message.partition("these work: ")[2].split(", ")
@@ -258,7 +258,7 @@ def test_a_plan_by_hand_is_checked_against_the_models(
     """The file keeps every rule; only the model knows better. Models that are not cut need no card."""
     monkeypatch.setattr("realflow.models.layouts.resolve_model", lambda path: path)
     asked: list[str] = []
-    monkeypatch.setattr("realflow.models.layouts.card", lambda path: (asked.append(path), CARD)[1])
+    monkeypatch.setattr("realflow.models.layouts.card", lambda path, say: (asked.append(path), CARD)[1])
     path = tmp_path / "plan.yaml"
     path.write_text(plan_to_yaml(plan_of(6, "d6")))
     assert read_plan(path, plan_problems) and asked == []
@@ -299,6 +299,46 @@ def test_freeing_is_refused_where_nothing_brings_the_weights() -> None:
     ):
         with pytest.raises(InputError, match=reason):
             plan_of(4, *layouts)
+
+
+def test_free_for_all_calls_holds_for_those_that_can() -> None:
+    plan = plan_of(4, "t2p2:free", "train=d4")
+    assert {name: call.after for name, call in plan.calls.items() if name in ("rollout", "ref", "train")} == {
+        "rollout": "free",
+        "ref": "keep",
+        "train": "keep",
+    }
+    assert "After: free holds for rollout; ref must keep their weights." in plan.notes
+    assert parse_plan(plan_to_yaml(plan)) == plan
+    with pytest.raises(InputError) as caught:
+        plan_of(4, "t2p2:free")
+    (problem,) = caught.value.problems
+    assert problem.where == "--layout t2p2:free"
+    assert "rollout uses the very weights that train trains" in problem.message
+    assert "ref is not trained" in problem.message
+
+
+def test_problems_are_told_once_for_each_layout_given() -> None:
+    """Two models in three calls of one layout, and a fourth call with one of its own."""
+    card = llama_card(hidden=72, heads=9, kv_heads=3)
+    with pytest.raises(InputError) as caught:
+        plan_of(12, "t12", "train=t10@0-9", card=card)
+    first, second = caught.value.problems
+    assert first.where == "--layout t12" and "cannot cut actor and ref: " in first.message
+    assert second.where == "--layout train=t10@0-9" and "cannot cut actor: " in second.message
+    assert "Of 12 ranks these work: d1t6p2, d2t6p1, " in first.message
+
+
+def test_too_few_devices_do_not_hide_what_a_model_cannot_do() -> None:
+    card = llama_card(hidden=72, heads=9, kv_heads=3)
+    with pytest.raises(InputError) as caught:
+        plan_of(2, "t12", card=card)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("does not fit: d1t12p1 needs 12 ranks, but the cluster has 2 devices")
+    assert "it has 9 attention heads; t12 needs at least 12" in problem.message
+    works = problem.message.partition("Of 2 ranks these work: ")[2].split(", ")
+    assert sorted(works) == ["d1t1p2", "d1t2p1", "d2t1p1"]
+    assert all(plan_of(2, text, card=card) for text in works)
 
 
 # ---- scale ------------------------------------------------------------------------------------

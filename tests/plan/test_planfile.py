@@ -315,7 +315,7 @@ BROKEN = {
         "sequence_parallel: false",
         "sequence_parallel: true",
         "sequence_parallel: true",
-        "it divides tokens over a tensor group, and d1t1p1 has none: use false",
+        "sequence_parallel divides tokens over a tensor group, and d1t1p1 has none: leave it out",
     ),
     "recompute as text": (
         "recompute: false",
