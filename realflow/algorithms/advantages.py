@@ -18,6 +18,7 @@ from realflow.algorithms.gae import chosen_tokens, packed_gae
 from realflow.algorithms.kl import kl_estimate
 from realflow.data.batch import to_tokens
 from realflow.errors import InputError
+from realflow.graph.builtins import check_options
 
 
 def grpo(
@@ -27,6 +28,7 @@ def grpo(
 
     `scale=False` leaves out the division, which is the advantage of Dr.GRPO.
     """
+    check_options("advantages.grpo", eps=eps)
     stats = _group_stats(rewards, group_ids)
     if not scale:
         return stats.per_sample(stats.deviation)
@@ -80,6 +82,7 @@ def gae(
     A sample without a reward (NaN) has advantages 0 and the critic's own values as returns: nobody
     learns from it, and it counts in no mean. Raises InputError for options that make no sense.
     """
+    check_options("advantages.gae", kl_coef=kl_coef)
     missing = rewards.isnan()
     mask = loss_mask.bool() & ~to_tokens(missing, lengths)
     places, counts = chosen_tokens(mask, lengths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from realflow.errors import InputError
+from realflow.graph.builtins import check_options
 
 
 def packed_gae(
@@ -30,9 +30,7 @@ def packed_gae(
     token, which follows no state, is never taken as chosen. Raises InputError for gamma or lam
     outside [0, 1].
     """
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise InputError(f"advantages.gae: {name} must be from 0 to 1, not {number}")
+    check_options("advantages.gae", gamma=gamma, lam=lam)
     places, counts = chosen_tokens(mask, lengths)
     wide = values.detach().double()
     before = wide[places - 1]

@@ -12,6 +12,7 @@ import torch
 from realflow.algorithms.kl import bounded_exp, kl_estimate
 from realflow.algorithms.terms import LossTerms
 from realflow.errors import InputError
+from realflow.graph.builtins import check_options
 
 
 def ppo_clip(
@@ -40,7 +41,14 @@ def ppo_clip(
 
     Raises InputError for options that make no sense, such as a `kl_coef` without `ref_logprobs`.
     """
-    _check_ppo_options(clip_low, clip_high, dual_clip, kl_coef, ref_logprobs is not None)
+    check_options(
+        "losses.ppo_clip", clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, kl_coef=kl_coef
+    )
+    if kl_coef and ref_logprobs is None:
+        raise InputError(
+            f"losses.ppo_clip: kl_coef is {kl_coef}, but there are no ref_logprobs; add an infer call "
+            "that writes them, or set kl_coef to 0"
+        )
     old = old_logprobs.detach().to(logprobs.dtype)
     advantage = advantages.detach().to(logprobs.dtype)
     log_ratio = logprobs - old
@@ -86,8 +94,7 @@ def value_clip(
     Metrics: `vf_loss`, `vf_clipfrac` (1 where the clipped branch is the larger), `vpred_mean`.
     Raises InputError for a `clip` that is not above 0.
     """
-    if not clip > 0:
-        raise InputError(f"losses.value_clip: clip must be above 0, not {clip}")
+    check_options("losses.value_clip", clip=clip)
     now = values.roll(1)
     old = old_values.detach().to(values.dtype).roll(1)
     target = returns.detach().to(values.dtype)
@@ -120,20 +127,3 @@ def aggregate(
     counts = torch.zeros(len(lengths), dtype=torch.int64).index_add(0, owner, mask.long())
     sums = kept.new_zeros(len(lengths)).index_add(0, owner, kept)
     return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-
-
-def _check_ppo_options(
-    clip_low: float, clip_high: float, dual_clip: float | None, kl_coef: float, has_reference: bool
-) -> None:
-    if not 0 <= clip_low <= 1 or clip_high < 0:
-        raise InputError(
-            f"losses.ppo_clip: clip_low must be from 0 to 1 and clip_high at least 0, "
-            f"not {clip_low} and {clip_high}"
-        )
-    if dual_clip is not None and dual_clip <= 1:
-        raise InputError(f"losses.ppo_clip: dual_clip must be above 1, not {dual_clip}")
-    if kl_coef and not has_reference:
-        raise InputError(
-            f"losses.ppo_clip: kl_coef is {kl_coef}, but there are no ref_logprobs; add an infer call "
-            "that writes them, or set kl_coef to 0"
-        )

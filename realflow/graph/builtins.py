@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from realflow.graph.types import FieldUse, FunctionDecl, Kind, Scope
+from realflow.errors import InputError
+from realflow.graph.types import FieldUse, FunctionDecl, Kind, Range, Scope
 
 KL = ("k1", "k2", "k3")
+
+_SHARE = Range(least=0, most=1)
+_NOT_NEGATIVE = Range(least=0)
 
 GENERATE = FunctionDecl(
     "generate",
@@ -50,9 +54,12 @@ _ANSWERED = (
 def _declare(
     name: str, kind: Kind, reads: tuple[FieldUse, ...] = (), writes: tuple[FieldUse, ...] = (),
     *, scope: Scope = "sample", options: Mapping[str, Any] | None = None, needs: tuple[str, ...] = (),
-    choices: Mapping[str, tuple[Any, ...]] | None = None, requires: Mapping[str, str] | None = None,
+    choices: Mapping[str, tuple[Any, ...]] | None = None, ranges: Mapping[str, Range] | None = None,
+    requires: Mapping[str, str] | None = None,
 ) -> FunctionDecl:  # fmt: skip
-    return FunctionDecl(name, kind, reads, writes, scope, options or {}, needs, choices or {}, requires or {})
+    return FunctionDecl(
+        name, kind, reads, writes, scope, options or {}, needs, choices or {}, ranges or {}, requires or {}
+    )
 
 
 BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
@@ -68,6 +75,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 _ADVANTAGES,
                 scope="group",
                 options={"eps": 1e-6, "scale": True},
+                ranges={"eps": _NOT_NEGATIVE},
             ),
             _declare("advantages.dr_grpo", "function", _GROUPED, _ADVANTAGES, scope="group"),
             _declare("advantages.rloo", "function", _GROUPED, _ADVANTAGES, scope="group"),
@@ -90,6 +98,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 scope="batch",
                 options={"gamma": 1.0, "lam": 0.95, "kl_coef": 0.0, "kl": "k1", "whiten": True},
                 choices={"kl": KL},
+                ranges={"gamma": _SHARE, "lam": _SHARE, "kl_coef": _NOT_NEGATIVE},
                 requires={"kl_coef": "ref_logprobs"},
             ),
             _declare(
@@ -111,6 +120,12 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 },
                 needs=("logprobs", "entropy"),
                 choices={"kl": KL},
+                ranges={
+                    "clip_low": _SHARE,
+                    "clip_high": _NOT_NEGATIVE,
+                    "dual_clip": Range(above=1),
+                    "kl_coef": _NOT_NEGATIVE,
+                },
                 requires={"kl_coef": "ref_logprobs"},
             ),
             _declare("losses.sft", "loss", scope="batch", needs=("logprobs",)),
@@ -123,6 +138,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 ),
                 scope="batch",
                 options={"clip": 0.2},
+                ranges={"clip": Range(above=0)},
                 needs=("values",),
             ),
             _declare(
@@ -136,3 +152,12 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
         )
     }
 )
+
+
+def check_options(name: str, **options: float | None) -> None:
+    """What a built-in function asks of numbers that a program calls it with: those of a graph are checked
+    when it is read. None, where it is an option's default, is in every range. Raises InputError."""
+    for option, value in options.items():
+        wanted = BUILTINS[name].ranges[option]
+        if value is not None and value not in wanted:
+            raise InputError(f"{name}: {option} must be {wanted}, not {value}")

@@ -26,6 +26,7 @@ from realflow.graph.schema import (
     TEXTS,
     Kind,
     Section,
+    Wrong,
     amount,
     named,
     nearest,
@@ -34,7 +35,7 @@ from realflow.graph.schema import (
     shown,
     whole,
 )
-from realflow.graph.types import Call, FieldUse, FunctionDecl, ModelSpec, Sampling
+from realflow.graph.types import Call, FieldUse, FunctionDecl, ModelSpec, Range, Sampling
 
 OPS = ("generate", "infer", "train", "function")
 NORMALISE = ("token", "sequence")
@@ -186,6 +187,8 @@ def _read_options(section: Section, decl: FunctionDecl) -> dict[str, Any]:
             continue
         if name in decl.choices:
             options[name] = _choice(inner, name, decl.choices[name])
+        elif name in decl.ranges:
+            options[name] = inner.take(name, _within(decl.ranges[name], default), default)
         else:
             options[name] = inner.take(name, _like(default), default)
     inner.close(decl.options)
@@ -200,6 +203,20 @@ def _choice(section: Section, name: str, choices: tuple[Any, ...]) -> Any:
         section.problem(f"found {shown(value)}, expected one of {words}{advice}", name)
         return choices[0]
     return value
+
+
+def _within(wanted: Range, default: float | None) -> Kind[float | None]:
+    """A number in a range; null too where that is the default."""
+
+    def read(value: Any) -> float | None:
+        if value is None and default is None:
+            return None
+        found = number().read(value)
+        if found not in wanted:
+            raise Wrong
+        return found
+
+    return Kind(f"{wanted}{' or null' if default is None else ''}", read)
 
 
 def _like(default: Any) -> Kind[Any]:

@@ -143,7 +143,8 @@ def _check_reads(draft: Draft, columns: Mapping[str, Column], complete: bool, re
         if column is None:
             if complete:  # otherwise the call that could not be read may be its writer
                 report.add(
-                    path, f"reads the field {word}, which nothing writes; {_missing_hint(name, columns)}"
+                    path,
+                    f"reads the field {word}, which nothing writes; {_missing_hint(name, call, columns)}",
                 )
         elif message := _mismatch(use, column):
             who = "data" if column.writer == DATA else f"call {column.writer}"
@@ -157,10 +158,11 @@ def _check_reads(draft: Draft, columns: Mapping[str, Column], complete: bool, re
             )
 
 
-def _missing_hint(name: str, columns: Mapping[str, Column]) -> str:
+def _missing_hint(name: str, call: Call, columns: Mapping[str, Column]) -> str:
+    """Where a field could come from: never from the call itself."""
     if name in ("tokens", "loss_mask"):
         return "a generate call writes it, or data with 'tokenize: <model>'"
-    advice = nearest(name, columns)
+    advice = nearest(name, [column.name for column in columns.values() if column.writer != call.name])
     return f"{advice} ('reads' renames; 'data.fields' adds a column)"
 
 

@@ -60,14 +60,15 @@ def read_models(section: Section) -> dict[str, ModelSpec]:
     return models
 
 
-def _read_follow(section: Section) -> Follow:
+def _read_follow(section: Section) -> Follow | None:
+    """None where it does not say which model: nothing more can be said of it."""
     follow = Follow(
         model=section.need("model", TEXT, ""),
         decay=section.need("decay", number("a number above 0 and below 1", above=0, below=1), 0.5),
         every=section.take("every", STEPS, 1),
     )
     section.close(("model", "decay", "every"))
-    return follow
+    return follow if follow.model else None
 
 
 def _read_optimizer(section: Section) -> OptimizerSpec:

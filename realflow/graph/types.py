@@ -41,6 +41,28 @@ class FieldUse:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The numbers that an option may be: from `least` to `most`, or `above` a number. None is no bound."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+        )
+
+    def __str__(self) -> str:
+        bounds = ((">=", self.least), ("above", self.above), ("<=", self.most))
+        if self.least is not None and self.most is not None:
+            return f"a number from {self.least:g} to {self.most:g}"
+        return "a number " + " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
+@dataclass(frozen=True)
 class FunctionDecl:
     """What a function declares: the one truth about what it reads and writes.
 
@@ -49,9 +71,9 @@ class FunctionDecl:
     `logprobs`, `entropy`, `values`), `output` (what an infer call computes from a model, such as
     `logprobs`). `options` maps each keyword option to its default; a default of None means that
     any value is taken, otherwise the type of the default is required. `choices` lists the values of
-    an option that takes a few; `requires` names, for an option, the optional field that must be
-    there once it is neither zero nor None. A function that `takes_columns` (a reward with
-    `**columns`) is given every column that the data has fields for.
+    an option that takes a few, `ranges` the numbers that one may be; `requires` names, for an option,
+    the optional field that must be there once it is neither zero nor None. A function that
+    `takes_columns` (a reward with `**columns`) is given every column that the data has fields for.
     """
 
     name: str
@@ -62,6 +84,7 @@ class FunctionDecl:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
     takes_columns: bool = False
 

@@ -230,8 +230,8 @@ def test_kinds_of_kl_and_of_numbers():
     given_.pop("ref_logprobs")
     with pytest.raises(InputError, match=r"kl_coef is 0\.1, but there are no ref_logprobs"):
         gae(**given_, kl_coef=0.1)
-    for wrong in ({"gamma": 1.1}, {"lam": -0.1}):
-        with pytest.raises(InputError, match="must be from 0 to 1"):
+    for wrong in ({"gamma": 1.1}, {"lam": -0.1}, {"kl_coef": -0.1}):
+        with pytest.raises(InputError, match=r"must be a number (from 0 to 1|>= 0)"):
             gae(**given_, **wrong)
 
 
@@ -284,7 +284,7 @@ def test_no_gradient_beyond_the_clip_and_none_to_old_values_or_returns():
     terms.per_token[1].backward()
     assert (values.grad == 0).all() and old.grad is None and returns.grad is None
     assert terms.metrics["vf_clipfrac"][1] == 1
-    with pytest.raises(InputError, match="clip must be above 0"):
+    with pytest.raises(InputError, match="clip must be a number above 0"):
         value_clip(values, old, returns, clip=0.0)
 
 

@@ -171,6 +171,7 @@ def test_sft():
         ({"clip_high": -1.0}, "clip_high"),
         ({"dual_clip": 0.5}, "dual_clip"),
         ({"kl_coef": 0.1}, "ref_logprobs"),
+        ({"kl_coef": -0.1, "ref_logprobs": OLD}, "kl_coef must be a number >= 0, not -0.1"),
         ({"kl_coef": 0.1, "kl": "k4", "ref_logprobs": OLD}, "k4"),
     ],
 )

@@ -111,7 +111,7 @@ BROKEN = [
     ("steps: 10", "steps: 10\ncheckpoint: {}", "'every' is missing", 37),
     ("    use: advantages.grpo", "    use: advantages.grpo\n    every: 2 prompts", "expected a count of steps", 31),
     ("    use: advantages.grpo", "    use: advantages.grpo\n    timeout: 0", "expected a number of seconds", 31),
-    ("    use: advantages.grpo", "    use: advantages.grpo\n    options: {eps: .nan}", "expected a finite number", 31),
+    ("    use: advantages.grpo", "    use: advantages.grpo\n    options: {eps: .nan}", "found nan, expected a number >= 0", 31),
     ("    use: advantages.grpo", "    use: advantages.grpo\n    options: {scale: 1}", "expected true or false", 31),
     ("    use: advantages.grpo", "    use: advantages.grpo\n    options: {epz: 1}", "did you mean 'eps'?", 31),
     ("minibatches: 2", "options: {kl: k4}", "expected one of k1, k2, k3", 35),

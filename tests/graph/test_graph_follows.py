@@ -50,6 +50,14 @@ def test_a_model_that_follows_is_read_and_written_again(every: str | None, steps
     assert load_graph(mapping(None, call=renamed)).models["ref"].follows is None
 
 
+@pytest.mark.parametrize("follows", ["actor", {"decay": 0.9}, {"model": 3, "decay": 0.9}])
+def test_what_names_no_model_is_told_once(follows: Any) -> None:
+    """Nothing is said of a model that was never named."""
+    with pytest.raises(InputError) as error:
+        load_graph(mapping(follows, call={"use": "logprobs", "writes": {"logprobs": "ref_logprobs"}}))
+    assert len(error.value.problems) == 1 and "unknown model" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -78,7 +78,12 @@ def graphs(draw: st.DrawFn) -> dict:
         "max_new_tokens": draw(st.integers(1, 99)),
         **maybe(stop=st.lists(WORDS, max_size=3), chat=st.booleans(), temperature=st.floats(0.1, 2)),
     }
-    options = maybe(clip_low=NUMBERS, dual_clip=NUMBERS, kl=st.sampled_from(["k1", "k2"]), kl_coef=NUMBERS)
+    options = maybe(
+        clip_low=st.floats(0, 1),
+        dual_clip=st.floats(1.01, 9),
+        kl=st.sampled_from(["k1", "k2"]),
+        kl_coef=NUMBERS,
+    )
     calls = {
         "train": {**train, "use": "losses.ppo_clip", "options": options},
         "credit": {"op": "function", "use": "advantages.grpo", "reads": {"rewards": "score"}},

@@ -43,8 +43,8 @@ def ppo_graph(folder: Path, *overrides: str, optimizer: Mapping[str, Any] | None
     settings = {
         "model": actor, "reward_model": scorer, "dtype": "float64", "prompts": 6, "samples": 2,
         "lr": 1e-2, "critic_lr": 1e-2, "kl_coef": 0.1, "max_new_tokens": 8, "steps": STEPS,
-    }  # fmt: skip
-    graph = load_graph(find_graph("ppo"), [*(f"{k}={v}" for k, v in settings.items()), *overrides])
+    } | dict(override.split("=", 1) for override in overrides)  # fmt: skip
+    graph = load_graph(find_graph("ppo"), [f"{k}={v}" for k, v in settings.items()])
     mapping = graph_to_mapping(graph)
     mapping["data"] = {
         "source": "jsonl",

@@ -83,5 +83,5 @@ def test_what_is_not_finite_names_the_sample(graph: Graph) -> None:
         run(graph, values)
     call = replace(graph.call("credit"), options={**graph.call("credit").options, "gamma": 2.0})
     other = replace(graph, calls=tuple(call if c.name == "credit" else c for c in graph.calls))
-    with pytest.raises(FunctionError, match="gamma must be from 0 to 1, not 2"):
+    with pytest.raises(FunctionError, match="gamma must be a number from 0 to 1, not 2"):
         run(other, columns())
