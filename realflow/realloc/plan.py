@@ -21,6 +21,7 @@ import numpy as np
 from realflow.errors import InputError, Problem
 from realflow.layout import Box
 from realflow.realloc.cells import Cell, cells, missing_elements
+from realflow.realloc.given import uniform
 from realflow.realloc.schedule import Moves, Rows, Schedule, joined, rows_of
 from realflow.realloc.shares import Boxes, Demands, Line, share
 from realflow.realloc.specs import Pattern, Tensors, check, patterns
@@ -40,11 +41,16 @@ def transfers(
 
     `topology` says on which node a rank is (None: all on one). The result depends on nothing but the
     arguments. Item sizes may differ where values are cast on the way: the smaller one travels.
-    Raises InputError with every problem found: a parameter of `dst` that `src` lacks, another shape,
-    a box outside its tensor, boxes of one destination that overlap, elements that nobody holds, a
-    rank without a node.
+    Shapes, holders and boxes may be any sequences. Raises InputError with every problem found: what is
+    no layout at all, a parameter of `dst` that `src` lacks, another shape, a box outside its tensor,
+    boxes of one destination that overlap, elements that nobody holds, a rank without a node.
     """
     nodes = topology.nodes if isinstance(topology, Topology) else topology
+    if nodes is not None and not isinstance(nodes, Mapping):
+        raise InputError(
+            f"topology {nodes!r}: expected a Topology, or a mapping from ranks to names of nodes"
+        )
+    src, dst = uniform(("source", src), ("destination", dst))
     check(src, dst, nodes)
     names = list(dst)
     groups = patterns(src, dst)

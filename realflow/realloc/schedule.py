@@ -140,9 +140,9 @@ class Schedule:
     The two are given as any sequence and kept as `Moves`. `itemsizes` are the bytes of an element on
     its way: the destination's, unless the source's are fewer. `lower_bound_bytes` counts,
     independently of the transfers, the bytes that destinations lack. No choice of senders, with as
-    few bytes between nodes, has a busiest sender of less than `busiest_bound_bytes`; the busiest
-    here has at most 1.05 times as many and the smallest piece that a sender can be relieved of. That
-    is `min_split_bytes`, but never less than one element, and one that is relayed counts once for
+    few bytes between nodes, has a busiest sender of less than `busiest_bound_bytes`, a whole number; the
+    busiest here has at most 1.05 times as many and the smallest piece that a sender can be relieved of.
+    That is `min_split_bytes`, but never less than one element, and one that is relayed counts once for
     each rank it is relayed to: where pieces of a few bytes are allowed, that may be more. `node_bytes`
     are the bytes that leave one node for another, by (from, to).
     """

@@ -7,6 +7,7 @@ cut off, so classes are cut one after another and each makes up for the errors o
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ class Demands:
 def share(demands: Demands, grain: int) -> tuple[Rows, int]:
     """Find a sender for every piece, whole or in parts of at least `grain` bytes.
 
-    Returns the rows of the transfers and a lower bound on the bytes of the busiest sender.
+    Returns the rows of the transfers and a lower bound on the bytes of the busiest sender, which sends
+    whole bytes: the quotient of two whole numbers that `level` finds is rounded up.
     """
     through = {group: line.pieces(demands.names) for group, line in demands.relays.items()}
     totals = np.array(
@@ -143,7 +145,7 @@ def share(demands: Demands, grain: int) -> tuple[Rows, int]:
         pieces = demands.direct[i - len(groups)].pieces(demands.names)
         for sender, taken in _cut(pieces, ledger, i, demands, grain):
             rows.append(rows_of(taken.name, taken.box, sender, taken.target))
-    return joined(rows), int(levels.bound * (1 - 1e-12))
+    return joined(rows), math.ceil(levels.bound)
 
 
 def _turns(classes: Sequence[Class], chosen: Sequence[int], grain: int) -> list[int]:

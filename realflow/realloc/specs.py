@@ -15,7 +15,10 @@ Holders = tuple[tuple[int, Box], ...]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One parameter under a layout. `holders` lists `(rank, box)`; a rank may hold several boxes."""
+    """One parameter under a layout: its full shape, the bytes of an element, and who holds what.
+
+    `holders` lists `(rank, box)`; a rank may hold several boxes.
+    """
 
     shape: tuple[int, ...]
     itemsize: int
@@ -98,8 +101,7 @@ def check(src: Tensors, dst: Tensors, nodes: Mapping[int, str] | None) -> None:
                 known[key] = list(_outside(*key[:1], spec.holders))
                 ranks.update(rank for rank, _ in spec.holders)
             for rank, box in known[key]:
-                message = f"box {box} of {side} rank {rank} leaves the shape {tuple(spec.shape)}"
-                problems.append(Problem(message, where=name))
+                problems.append(Problem(f"box {box} of {side} rank {rank} {_fault(box, spec)}", where=name))
     if nodes is not None and (unknown := sorted(ranks - nodes.keys())):
         problems.append(Problem(f"the topology does not say on which node ranks {unknown} are"))
     if not problems:
@@ -120,6 +122,12 @@ def _outside(shape: tuple[int, ...], holders: Holders) -> Iterator[tuple[int, Bo
             good.add(box)
         else:
             yield rank, box
+
+
+def _fault(box: Box, spec: TensorSpec) -> str:
+    if len(box) != (dims := len(spec.shape)):
+        return f"has {len(box)} dim{'s' * (len(box) != 1)}, the shape {spec.shape} has {dims}"
+    return f"leaves the shape {spec.shape}; expected 0 <= start <= stop <= size on every dim"
 
 
 def _overlaps(dst: Tensors, number: _Numbers) -> Iterator[Problem]:

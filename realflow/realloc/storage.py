@@ -14,6 +14,7 @@ import torch
 
 from realflow.errors import InputError
 from realflow.layout import Box, box_size, lengths
+from realflow.realloc.given import uniform
 from realflow.realloc.specs import Tensors
 
 
@@ -117,12 +118,19 @@ def find(bindings: Bindings, name: str, part: Box, rank: int) -> Storage | Compu
 def local_shards(
     specs: Tensors, rank: int, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, list[Storage | Computed]]:
-    """Bind tensors to the boxes that `rank` holds, where it holds one box of each."""
+    """Bind tensors to the boxes that `rank` holds, where it holds one box of each.
+
+    Raises InputError where it holds several, has no tensor for one, or one of another shape.
+    """
     bound: dict[str, list[Storage | Computed]] = {}
-    for name, spec in specs.items():
+    for name, spec in uniform(("given", specs))[0].items():
         boxes = dict.fromkeys(box for holder, box in spec.holders if holder == rank)
         if len(boxes) > 1:
             raise InputError(f"{name}: rank {rank} holds {len(boxes)} boxes; bind each to its own storage")
+        if boxes and name not in tensors:
+            raise InputError(
+                f"{name}: rank {rank} holds box {next(iter(boxes))}, but no tensor is given for it"
+            )
         try:
             bound[name] = [Storage.of(box, tensors[name]) for box in boxes]
         except InputError as error:

@@ -35,7 +35,8 @@ def test_the_short_imports_load_torch_only_where_something_is_moved() -> None:
     """In a fresh process, so that nothing has been imported before; `Storage` is the control."""
     program = (
         "import json, sys\n"
-        "from realflow.realloc import Schedule, TensorSpec, Topology, Transfer, loads, replicated, transfers\n"
+        "from realflow.realloc import Schedule, TensorSpec, Topology, Transfer\n"
+        "from realflow.realloc import loads, replicated, transfers\n"
         "one, other = replicated({'w': [2, 3]}, 4, [0]), replicated({'w': [2, 3]}, 4, [1])\n"
         "found = transfers(one, other, Topology({0: 'a', 1: 'b'}))\n"
         "seen = [found.bytes, 'torch' in sys.modules]\n"
