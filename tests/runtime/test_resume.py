@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from runs import close, samples, weights, write_graph
+from safetensors.torch import load_file
 
 from realflow.api import plan
 from realflow.errors import InputError
@@ -107,3 +109,34 @@ def test_restarts(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "error.txt").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert sorted(row["sample_id"] for row in rows) == list(range(4 * 6 * 4))
+
+
+@pytest.mark.full
+def test_the_average_of_a_bfloat16_follower_goes_on(tmp_path: Path) -> None:
+    """Its float32 part is in the checkpoint: without that it would begin again at the rounded weights."""
+    graph = load_graph(
+        write_graph(tmp_path, follows="{model: actor, decay: 0.75}"), ["steps=4", "dtype=bfloat16"]
+    )
+    made = plan(graph, devices=2, layouts={"rollout": "d2", "train": "p2", "ref": "t2:offload"})
+    reference = tmp_path / "whole"
+    supervise(made, reference, quiet=True)
+    run_dir = tmp_path / "run"
+    stopped_after_two(reference, run_dir)
+    supervise(made, run_dir, quiet=True, resume=True)
+    ours, theirs = averages(run_dir), averages(reference)
+    assert ours.keys() == theirs.keys() == averages(reference, 2).keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in theirs.values())
+    weights_of = weights(run_dir, 4, "ref")
+    for key, value in ours.items():
+        _, name, box = key.split("|")
+        part = tuple(slice(*map(int, span.split(":"))) for span in box.split(","))
+        assert torch.equal(weights_of[name][part], value.bfloat16()), name
+
+
+def averages(run_dir: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    """What a checkpoint has of the follower beside its weights."""
+    folder = run_dir / "checkpoints" / f"step-{step:06d}" / "state" / "ref"
+    files = [load_file(path) for path in sorted(folder.iterdir())]
+    assert len(files) == 2
+    return {key: value for file in files for key, value in file.items()}
