@@ -30,6 +30,7 @@ class Meeting:
     def __init__(self, size: int) -> None:
         self.size = size
         self.largest = 0
+        self.sizes: list[int] = []  # of what one rank gives, gather by gather
         self._given: list = [None] * size
         self._barrier = threading.Barrier(size, timeout=LIMIT)
 
@@ -40,6 +41,8 @@ class Meeting:
             every = torch.stack(self._given)
             self._barrier.wait()
             self.largest = max(self.largest, mine.numel())
+            if index == 0:
+                self.sizes.append(mine.numel())
             return every
 
         return gather
@@ -165,13 +168,25 @@ def test_impossible_tokens_are_never_drawn_on_any_rank(ends, seed, edge) -> None
 
 
 def test_what_ranks_tell_each_other_does_not_grow_with_the_vocabulary() -> None:
-    ends, batch = [20_000, 49_152], 3
-    logits = logits_of(batch, ends[-1], 1, torch.float32, spread=0.1)  # so flat that top-p keeps most of it
-    sampling = Sampling(max_new_tokens=1, top_k=30_000, top_p=0.98)
+    """The same few numbers for 90 token ids and for 49,152; each kind of drawing."""
+    batch = 3
     numbers = uniform(1, torch.arange(batch), 0, 0)
-    found, meeting = on_ranks(ends, lambda part, cut: draw_cut(logits[:, part], numbers, sampling, cut))
-    assert meeting.largest <= batch * 256
-    assert torch.equal(found[0][0], draw(logits, numbers, sampling)[0])
+    for restricted in ({}, {"temperature": 0.0}, {"top_k": 60, "top_p": 0.98}):
+        told = []
+        for ends in ([40, 90], [20_000, 49_152]):
+            options = {**restricted, "top_k": ends[-1] * 2 // 3} if "top_k" in restricted else restricted
+            sampling = Sampling(max_new_tokens=1, **options)
+            logits = logits_of(batch, ends[-1], 1, torch.float32, spread=0.1)  # flat: top-p keeps most of it
+            found, meeting = on_ranks(
+                ends,
+                lambda part, cut: draw_cut(logits[:, part], numbers, sampling, cut),  # noqa: B023
+            )
+            assert meeting.largest <= batch * 256
+            assert torch.equal(found[0][0], draw(logits, numbers, sampling)[0])
+            told.append(meeting.sizes)
+        assert told[0] == told[1] and sum(told[0]) <= batch * (5 + 8 * 256 + 2), told
+    _, meeting = on_ranks([20_000, 49_152], lambda part, cut: cut.gather(torch.zeros(batch, 24_576)))
+    assert meeting.sizes == [batch * 24_576], "the control: gathered logits would show"
 
 
 def test_greedy_takes_the_smallest_of_equal_tokens() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from comparing import largest
 from transformers import AutoModelForSequenceClassification
 
 from realflow.layout import DeviceMesh, Layout
@@ -90,7 +91,7 @@ def value_errors(folder: Path, place: Place) -> dict[str, float]:
                 dist.all_reduce(grad, group=place.tp.group)
             box = tuple(slice(*span) for span in model.boxes()[name])
             error = float((grad - named[name].grad[box]).norm() / named[name].grad.norm())
-            kept["gradients"] = max(kept.get("gradients", 0.0), error)
+            kept["gradients"] = largest((kept.get("gradients", 0.0), error))
         worst |= {f"{what}-{sequence}": error for what, error in kept.items()}
     return worst
 

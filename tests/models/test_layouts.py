@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import largest
 from layout_facts import LENGTHS
 from layout_ranks import Case
 from safetensors import safe_open
@@ -129,15 +131,27 @@ def found(folder: Path) -> list[dict[str, dict]]:
 
 
 def worst(found: Sequence[dict[str, dict]], case: Case) -> tuple[float, str]:
-    """The largest error of any tensor on any rank, and whose it is."""
-    errors = [(error, what) for rank in found for what, error in rank.get(case.name, {}).items()]
+    """The largest error of any tensor on any rank, and whose it is; infinite where one is NaN."""
+    errors = [(largest([error]), what) for rank in found for what, error in rank.get(case.name, {}).items()]
     assert errors
     return max(errors)
 
 
+def check(found: Sequence[dict[str, dict]], case: Case) -> None:
+    assert worst(found, case) <= (1e-11, "")
+
+
+def test_control_an_error_that_is_not_a_number_shows() -> None:
+    case = SLICE[0]
+    right = [{case.name: {"a": 1e-15, "b": 0.0}}]
+    check(right, case)
+    with pytest.raises(AssertionError):
+        check([{case.name: {"a": 1e-15, "b": math.nan}}], case)
+
+
 @pytest.mark.parametrize("case", SLICE, ids=lambda case: case.name)
 def test_states_logprobs_entropies_and_gradients(found: list[dict[str, dict]], case: Case) -> None:
-    assert worst(found, case) <= (1e-11, "")
+    check(found, case)
     everything = {what for rank in found for what in rank.get(case.name, {})}
     assert {"logprobs", "entropy", "grad/model.embed_tokens.weight", "grad/model.norm.weight"} <= everything
     assert sum(what.endswith("mlp.up_proj.weight") or "c_fc.weight" in what for what in everything) == LAYERS
@@ -155,7 +169,9 @@ def test_bfloat16_is_near(found: list[dict[str, dict]], case: Case) -> None:
 
 @pytest.mark.parametrize("case", CONTROLS, ids=lambda case: case.name)
 def test_control_a_mistake_shows(found: list[dict[str, dict]], case: Case) -> None:
-    assert worst(found, case)[0] > 1e-4
+    assert 1e-4 < worst(found, case)[0] < math.inf
+    with pytest.raises(AssertionError):
+        check(found, case)
 
 
 @pytest.mark.full

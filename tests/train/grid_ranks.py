@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from comparing import largest
 from grid_reference import (
     LOSSES,
     READS,
@@ -150,7 +151,7 @@ def compare_weights(
         view = model.flat.view(name)
         if step == STEPS:  # a run that continues did not start from the first weights
             off = view.double() - start[name].double() - found.wanted(kind, name)[_slices(box)]
-            worst = max(worst, float(off.norm()) / found.norm(kind, name))
+            worst = largest((worst, float(off.norm()) / found.norm(kind, name)))
         content = view.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         digests[f"{name} {box}"] = hashlib.sha256(content).hexdigest()
     same = all(rounded(model, boxes[shard.name], shard) for shard in engine.masters.shards())
@@ -202,7 +203,7 @@ def compare_inferred(
     pairs = list(zip(found, wanted, strict=True))
     if rewards:
         pairs += [(reward, there[-1]) for reward, there in zip(rewards, wanted, strict=True)]
-    return max((float((values - there).abs().max()) for values, there in pairs), default=0.0)
+    return largest(float((values - there).abs().max()) for values, there in pairs)
 
 
 def make_mistake(case: Case, engine: TrainEngine, model: CausalModel, rank: int) -> None:
