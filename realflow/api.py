@@ -18,8 +18,8 @@ from realflow.errors import InputError, Problem, RunError
 from realflow.graph import Graph, find_graph
 from realflow.graph import load_graph as _load
 from realflow.models.card import Card, card
+from realflow.models.fitting import check_fitting
 from realflow.models.paths import resolve_model
-from realflow.models.vocabularies import check_vocabularies
 from realflow.planfile import Cluster, Plan, check_plan, read_plan
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _cards(graph: Graph, say: Callable[[str], None] | None) -> dict[str, Card]:
             problems += _at(error.problems, f"models.{name}.path")
     if problems:
         raise InputError(problems)
-    check_vocabularies(graph)  # after the cards: models are on this machine now
+    check_fitting(graph)  # after the cards: models are on this machine now
     return cards
 
 

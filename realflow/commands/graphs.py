@@ -17,8 +17,8 @@ from realflow.graph import (
     to_mermaid,
     to_svg,
 )
-from realflow.models.paths import find_model
-from realflow.models.vocabularies import check_vocabularies
+from realflow.models.fitting import check_fitting
+from realflow.models.paths import absent, find_model
 
 
 def add_commands(add: AddCommand) -> None:
@@ -37,13 +37,13 @@ def add_commands(add: AddCommand) -> None:
 def run_check(args: argparse.Namespace) -> None:
     """Check a graph and say what it is."""
     graph = load_graph(find_graph(args.graph), args.overrides)
-    check_vocabularies(graph)
+    check_fitting(graph)
     print(f"{graph.name}: correct. {describe(graph)}")
     for note in notes(graph):
         print(f"note: {note}")
     for name, model in graph.models.items():
         if find_model(model.path) is None:
-            print(f"note: model {name}: {model.path} is not on this machine (see realflow models)")
+            print(f"note: models.{name}.path: {absent(model.path)}")
     if args.explain == "batch":
         print(explain_batch(graph).rstrip())
 

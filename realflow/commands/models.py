@@ -26,7 +26,6 @@ def add_commands(add: AddCommand) -> None:
         help="what to do",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the model to fetch, a name that list shows")
-    parser.set_defaults(parser=parser)
     parser.description = (
         "List the models that a graph can name, or fetch one into the cache.\n\n"
         "  list   every model that RealFlow knows or the cache holds (the default)\n"
@@ -47,6 +46,7 @@ def run_models(args: argparse.Namespace) -> None:
     rows = listing()
     width = max(len(row[0]) for row in rows)
     for name, about, size, cached in rows:
-        where = "cached" if cached else "not fetched"
-        print(f"{name:{width}}  {size / 1e6:6.0f} MB  {where:11}  {about}".rstrip())
+        where = "cached" if cached else "not fetched" if size is not None else "not made"
+        shown = f"{size / 1e6:6.0f} MB" if size is not None else " " * 9
+        print(f"{name:{width}}  {shown}  {where:11}  {about}".rstrip())
     print(f"cache: {models_dir()}")

@@ -90,9 +90,8 @@ def read_calls(section: Section, models: Mapping[str, ModelSpec], folder: Path |
 
 def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], folder: Path | None) -> Draft:
     op = section.need("op", one_of(*OPS), None)
-    line = section.report.document.line(section.path)
     if op is None:
-        return Draft(Call(name, "function", _NONE, line=line), frozenset(), False)
+        return Draft(Call(name, "function", _NONE), frozenset(), False)
     decl = GENERATE if op == "generate" else _read_use(section, op, folder)
     sound = decl is not None
     decl = decl or _NONE
@@ -113,7 +112,6 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
             minibatches=section.take("minibatches", whole(1), 1) if op == "train" else 1,
             every=section.take("every", STEPS, None),
             timeout=section.take("timeout", SECONDS, 60.0) if op == "function" else 60.0,
-            line=line,
         ),
         frozenset(),
         sound,

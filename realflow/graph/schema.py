@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from realflow.errors import InputError, Problem
-from realflow.graph.types import Amount
+from realflow.graph.types import Amount, Place
 from realflow.graph.yamlfile import BROKEN, Document, Key, KeyPath
 
 T = TypeVar("T")
@@ -257,9 +257,12 @@ class Report:
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note a problem at a key path."""
-        if names := self._origins.get(path):
-            message = f"{message} (the value comes from params: {', '.join(names)})"
-        self.problems.append(self.document.problem(path, message))
+        self.problems.append(self.place(path).problem(message))
+
+    def place(self, path: KeyPath) -> Place:
+        """Where a key path is in the file, and the params that its value comes from."""
+        here = self.document.problem(path, "")
+        return Place(here.where, here.file, here.line, self._origins.get(path, ()))
 
     def read(self, path: KeyPath, value: Any, kind: Kind[T], fallback: D) -> T | D:
         """The typed value; where it is of another kind, a problem and `fallback`."""

@@ -53,6 +53,7 @@ def read_models(section: Section) -> dict[str, ModelSpec]:
             optimizer=_read_optimizer(model.section("optimizer")) if "optimizer" in model else None,
             head=model.take("head", one_of(*INFER_OUTPUTS), "lm"),
             follows=_read_follow(model.section("follows")) if "follows" in model else None,
+            place=section.report.place((*model.path, "path")),
         )
         model.close(("path", "dtype", "head", "optimizer", "follows"))
     if section.sound and not section.items:

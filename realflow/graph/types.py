@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from realflow.errors import Problem
+
 Extent = Literal["prompt", "sample", "token"]
 Dtype = Literal["int", "float", "bool", "text", "any"]
 Scope = Literal["sample", "group", "batch"]
@@ -137,6 +139,22 @@ class Follow:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a graph file says something, for what is found wrong with it after it was read. `params` are
+    those that the value comes from."""
+
+    where: str = ""
+    file: str = ""
+    line: int | None = None
+    params: tuple[str, ...] = ()
+
+    def problem(self, message: str) -> Problem:
+        """A problem here."""
+        source = f" (the value comes from params: {', '.join(self.params)})" if self.params else ""
+        return Problem(message + source, self.where, self.file, self.line)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model of the graph. `dtype` is that of the compute weights; masters are float32 (float64
     where `dtype` is float64). `head` is `lm`, or `value` and `reward`: one number a token."""
@@ -147,6 +165,8 @@ class ModelSpec:
     optimizer: OptimizerSpec | None = None
     head: Head = "lm"
     follows: Follow | None = None
+    place: Place = field(default=Place(), compare=False)
+    """Of its path."""
 
     @property
     def average(self) -> Literal["float32"] | None:
@@ -214,7 +234,6 @@ class Call:
     temperature: float = 1.0
     every: int | None = None
     timeout: float = 60.0
-    line: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from realflow.errors import InputError, RunError
 from realflow.launch.job import Job
+from realflow.models.fitting import check_fitting
 from realflow.models.layouts import check_layouts
-from realflow.models.vocabularies import check_vocabularies
 from realflow.observe.metrics import read_metrics
 from realflow.observe.progress import Progress
 from realflow.planfile import Plan
@@ -73,7 +73,7 @@ def supervise(
     """
     mpirun = find_mpirun()
     _check_machine(plan)
-    check_vocabularies(plan.graph)
+    check_fitting(plan.graph)
     check_layouts(plan)
     if not resume:
         prepare(plan, run_dir)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from realflow.errors import InputError, Problem
 from realflow.layout import Box
 from realflow.models.card import Card
+from realflow.models.fitting import HEAD
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -106,10 +107,9 @@ def stored_names(
         found[parameter.name] = key
         if checkpoint.shape(key) != parameter.shape:
             shape = list(checkpoint.shape(key) or ())
+            asked = "one label needs" if parameter.name == HEAD else "its config asks for"
             problems.append(
-                Problem(
-                    f"{key} has the shape {shape}; its config asks for {list(parameter.shape)}", where="model"
-                )
+                Problem(f"{key} has the shape {shape}; {asked} {list(parameter.shape)}", where="model")
             )
     if missing:
         text = f"the checkpoint lacks {len(missing)} tensors, such as {missing[0]}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from realflow.errors import InputError, Problem, RunError
 from realflow.files import file_digest
-from realflow.models.paths import cached_models, is_model, models_dir
+from realflow.models.paths import MADE, cached_models, is_model, models_dir
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Path:
     `say` is told what happens. Raises InputError for an unknown name, RunError where the download
     or the conversion fails; the cache then is as it was.
     """
+    if name in MADE:
+        raise InputError(Problem(f"{name} cannot be fetched, it is {MADE[name]}", where="model"))
     if name not in KNOWN:
         known = ", ".join(sorted(KNOWN))
         raise InputError(Problem(f"{name!r} cannot be fetched; expected one of: {known}", where="model"))
@@ -76,16 +78,16 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Path:
     return target
 
 
-def listing() -> list[tuple[str, str, int, bool]]:
-    """`(name, about, bytes, in the cache)` of every known and every cached model, by name."""
+def listing() -> list[tuple[str, str, int | None, bool]]:
+    """`(name, about, bytes, in the cache)` of every known and every cached model, by name; `bytes` is None
+    for a model that is made on this machine and has not been."""
     cached = cached_models()
     rows = []
-    for name in sorted({*KNOWN, *cached}):
+    for name in sorted({*KNOWN, *MADE, *cached}):
+        size = KNOWN[name].bytes if name in KNOWN else None
         if name in cached:
             size = sum(file.stat().st_size for file in cached[name].rglob("*") if file.is_file())
-        else:
-            size = KNOWN[name].bytes
-        rows.append((name, KNOWN[name].about if name in KNOWN else "", size, name in cached))
+        rows.append((name, KNOWN[name].about if name in KNOWN else MADE.get(name, ""), size, name in cached))
     return rows
 
 

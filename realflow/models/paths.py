@@ -14,8 +14,8 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 MADE = {
-    "smollm2-135m-sums-reward": "experiments/ppo/reward_model.py trains it once, from checked answers; or "
-    "set reward_model to a reward model of yours",
+    "smollm2-135m-sums-reward": "made once by: python experiments/ppo/reward_model.py (in a checkout of "
+    "RealFlow, see docs/ppo.md); or set reward_model to a reward model of yours",
 }
 """Models that shipped graphs name and nobody publishes -> how to get them."""
 
@@ -79,13 +79,24 @@ def resolve_model(name_or_path: str) -> Path:
     raise InputError(Problem(_unknown(name_or_path), where="model"))
 
 
-def _unknown(name: str) -> str:
+def absent(name: str) -> str:
+    """What to say of a model that is not on this machine: how to get it."""
     from realflow.models.fetch import KNOWN
 
     if name in KNOWN:
         return f"{name} is not in the cache ({models_dir()}); run: realflow models fetch {name}"
     if name in MADE:
         return f"{name} is not in the cache ({models_dir()}): {MADE[name]}"
+    if _HUB_ID.fullmatch(name):
+        return f"{name} is not on this machine; plan and run download it"
+    return f"{name} is not on this machine (see realflow models)"
+
+
+def _unknown(name: str) -> str:
+    from realflow.models.fetch import KNOWN
+
+    if name in KNOWN or name in MADE:
+        return absent(name)
     names = sorted({*KNOWN, *cached_models()})
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

@@ -13,16 +13,14 @@ from realflow.graph.types import Call, Graph
 from realflow.models.paths import find_model
 
 
-def check_vocabularies(graph: Graph) -> None:
-    """Raise InputError where a call gives a model tokens of another vocabulary than its own.
+def vocabulary_problems(graph: Graph) -> list[Problem]:
+    """Where a call gives a model tokens of another vocabulary than its own.
 
     Tokens are numbers of the vocabulary of the model that wrote them (or that tokenized the data);
     to a model with other numbers they would be other text. Models that are not on this machine are
     passed over.
     """
-    problems = [problem for call, writer in _readings(graph) for problem in _problems(graph, call, writer)]
-    if problems:
-        raise InputError(problems)
+    return [problem for call, writer in _readings(graph) for problem in _problems(graph, call, writer)]
 
 
 def _readings(graph: Graph) -> Iterator[tuple[Call, str]]:
@@ -44,23 +42,23 @@ def _problems(graph: Graph, call: Call, writer: str) -> Iterator[Problem]:
     if reader is None or source is None or reader == source:
         return
     theirs, ours = _vocabulary(source), _vocabulary(reader)
-    where = f"calls.{call.name}.model"
-    rule = f"a call's model must have the vocabulary of {writer}, which writes the tokens that it reads"
+    place = graph.models[call.model].place
+    rule = f"call {call.name} needs a model with the vocabulary of {writer}, which writes the tokens it reads"
     if theirs is not None and ours is not None and theirs != ours:
         token = min(theirs.items() ^ ours.items(), key=lambda item: (item[1], item[0]))
         found = f"{_told(writer, theirs, token[1])}, {_told(call.model, ours, token[1])}"
-        yield Problem(f"{found}; {rule}", where=where, line=call.line)
+        yield place.problem(f"{found}; {rule}")
         return
     if theirs is None or ours is None:
         sizes = {writer: _size(source), call.model: _size(reader)}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} has {size} tokens" for name, size in sizes.items())
-            yield Problem(f"{told}; {rule}", where=where, line=call.line)
+            yield place.problem(f"{told}; {rule}")
         return
     size = _size(reader)
     if size is not None and max(theirs.values(), default=-1) >= size:
         message = f"{call.model} has embeddings for {size} tokens, {writer} numbers up to "
-        yield Problem(f"{message}{max(theirs.values())}; {rule}", where=where, line=call.line)
+        yield place.problem(f"{message}{max(theirs.values())}; {rule}")
 
 
 def _told(model: str, vocabulary: dict[str, int], number: int) -> str:
@@ -75,7 +73,7 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    values = _json(path)
+    values = read_object(path)
     try:
         pieces = values["model"]["vocab"]
         # Unigram models list their pieces with their scores, in the order of their numbers.
@@ -87,12 +85,13 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 
 def _size(folder: Path) -> int | None:
     """Rows of the embedding, as far as the config says."""
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     return size if isinstance(size, int) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file of a model folder; InputError where it is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

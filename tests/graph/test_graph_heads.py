@@ -85,7 +85,7 @@ ACTOR = '    path: ${model}\n    dtype: ${dtype}\n    optimizer: {name: adamw, l
     [
         (
             (ACTOR, f"{ACTOR}\n    head: value"),
-            "model: actor",
+            "    model: actor",
             "calls.rollout.model: generates, which needs 'head: lm', but model actor (line {actor}) has "
             "'head: value'",
         ),

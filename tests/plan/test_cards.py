@@ -215,4 +215,7 @@ def test_a_complete_model_is_renamed_into_place(cache: Path, monkeypatch: pytest
     assert [entry.name for entry in (cache / "models").iterdir()] == [path.name]
     fetch.fetch("smollm2-135m-instruct", say=said.append)
     assert "is in the cache" in said[-1]
-    assert [(name, cached) for name, _, _, cached in fetch.listing()] == [("smollm2-135m-instruct", True)]
+    assert [(name, cached) for name, _, _, cached in fetch.listing()] == [
+        ("smollm2-135m-instruct", True),
+        ("smollm2-135m-sums-reward", False),
+    ]

@@ -1,10 +1,13 @@
 """Models that read the same tokens must have the same vocabulary; refused before anything starts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from realflow.api import plan
@@ -12,7 +15,8 @@ from realflow.cli import main
 from realflow.errors import InputError
 from realflow.graph import graph_to_mapping, load_graph
 from realflow.graph.find import find_graph
-from realflow.models.vocabularies import check_vocabularies
+from realflow.models.fitting import HEAD
+from realflow.models.vocabularies import vocabulary_problems
 from realflow.planfile import write_plan
 
 
@@ -24,6 +28,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("same", "swapped", "bare", "bare-large", "few-rows"):
         shutil.copytree(made["large" if name == "bare-large" else "actor"], root / name)
         made[name] = root / name
+        weights = root / name / "model.safetensors"
+        save_file({**load_file(weights), HEAD: torch.ones(1, 32)}, weights, {"format": "pt"})
     path = root / "swapped" / "tokenizer.json"
     values = json.loads(path.read_text())
     vocabulary = values["model"]["vocab"]
@@ -44,26 +50,30 @@ def ppo(folders: dict[str, Path], reward: str):
 
 @pytest.mark.parametrize("reward", ["same", "bare"])
 def test_equal_vocabularies_pass(folders: dict[str, Path], reward: str) -> None:
-    check_vocabularies(ppo(folders, reward))
+    assert vocabulary_problems(ppo(folders, reward)) == []
 
 
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("swapped", r"token \d+ of actor is '[ab]', token \d+ of reward is '[ab]'; a call's model must have"),
+        (
+            "swapped",
+            r"token \d+ of actor is '[ab]', token \d+ of reward is '[ab]'; call reward needs a model",
+        ),
         ("large", "actor has no token 100, token 100 of reward is '<unused"),
         ("bare-large", "actor has 100 tokens, reward has 120 tokens"),
         ("few-rows", "reward has embeddings for 90 tokens, actor numbers up to 99"),
     ],
 )
-def test_other_vocabularies_are_refused_with_call_and_line(
+def test_other_vocabularies_are_told_with_file_line_and_param(
     folders: dict[str, Path], reward: str, message: str
 ) -> None:
-    graph = ppo(folders, reward)
-    with pytest.raises(InputError, match=message) as caught:
-        check_vocabularies(graph)
-    (problem,) = caught.value.problems
-    assert (problem.where, problem.line) == ("calls.reward.model", graph.call("reward").line)
+    (problem,) = vocabulary_problems(ppo(folders, reward))
+    file = find_graph("ppo")
+    line = file.read_text().split("path: ${reward_model}")[0].count("\n") + 1
+    assert re.search(message, problem.message)
+    assert (problem.where, problem.file, problem.line) == ("models.reward.path", str(file), line)
+    assert problem.message.endswith("(the value comes from params: reward_model)")
 
 
 def test_check_plan_and_run_refuse(
@@ -72,15 +82,15 @@ def test_check_plan_and_run_refuse(
     overrides = [f"model={folders['actor']}", "prompts=4"]
     other = [*overrides, f"reward_model={folders['swapped']}"]
     assert main(["check", "ppo", *other]) == 2
-    assert "calls.reward.model: token" in capsys.readouterr().err
-    with pytest.raises(InputError, match="must have the vocabulary of actor"):
+    assert "models.reward.path: token" in capsys.readouterr().err
+    with pytest.raises(InputError, match="needs a model with the vocabulary of actor"):
         plan("ppo", devices=1, overrides=other)
     good = plan("ppo", devices=1, overrides=[*overrides, f"reward_model={folders['same']}"])
     file = tmp_path / "plan.yaml"
     write_plan(good, file)
     file.write_text(file.read_text().replace(str(folders["same"]), str(folders["swapped"])))
     assert main(["run", str(file), "--run-dir", str(tmp_path / "run")]) == 2
-    assert "must have the vocabulary of actor" in capsys.readouterr().err
+    assert "needs a model with the vocabulary of actor" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -88,5 +98,5 @@ def test_tokenized_data_counts_as_its_model(folders: dict[str, Path]) -> None:
     mapping = graph_to_mapping(load_graph(find_graph("sft"), [f"model={folders['actor']}"]))
     mapping["models"]["tokenizer"] = {"path": str(folders["swapped"])}
     mapping["data"]["tokenize"] = "tokenizer"
-    with pytest.raises(InputError, match="must have the vocabulary of tokenizer"):
-        check_vocabularies(load_graph(mapping))
+    (problem,) = vocabulary_problems(load_graph(mapping))
+    assert "needs a model with the vocabulary of tokenizer" in problem.message
