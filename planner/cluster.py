@@ -4,15 +4,16 @@
       - {name: node01, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
       - {name: node02, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
 
-`memory` is that of one device (bytes, or a number with KiB, MiB, GiB, TiB); `kind` is cpu unless
-given. `inside` and `between` are what a device sends, and receives, within its node and to other
-nodes (bytes a second, or a number with KB/s, MB/s, GB/s); they are assumed where they are not given.
+`memory` is that of one device (bytes, or a number with one of `_UNITS`); `kind` is cpu unless given.
+`inside` and `between` are what a device sends, and receives, within its node and to other nodes (bytes a
+second, or a number with one of `_SPEEDS`; b is a bit); they are assumed where they are not given.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,24 @@ from realflow.graph.yamlfile import load_yaml
 from realflow.planfile import Cluster, Node
 from realflow.planfile.read import DEVICE_KIND, MAX_DEVICES
 
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+_SPEEDS = {
+    **{f"{unit}/s": float(size) for unit, size in _UNITS.items()},
+    "Kb/s": 1e3 / 8,
+    "Mb/s": 1e6 / 8,
+    "Gb/s": 1e9 / 8,
+    "Tb/s": 1e12 / 8,
+}
 _CPU_DEVICES = 2  # enough to show every part at work; more only where the machine has GPUs
 
 
@@ -75,28 +93,34 @@ def _node(section: Section) -> Node:
     return node
 
 
-def _read_memory(value: Any) -> int:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]iB|B|)", str(value))
+def _read_amount(value: Any, units: Mapping[str, float]) -> float:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([A-Za-z/]*)", str(value))
     if match is None or isinstance(value, bool) or float(match[1]) <= 0:
         raise Wrong
-    return int(float(match[1]) * _UNITS[match[2]])
+    if match[2] and match[2] not in units:
+        alike = [unit for unit in units if unit.lower() == match[2].lower()]
+        raise Wrong(f"did you mean {' or '.join(alike)}?" if alike else f"{match[2]} is no unit of it")
+    return float(match[1]) * units.get(match[2], 1)
+
+
+def _read_memory(value: Any) -> int:
+    return int(_read_amount(value, _UNITS))
 
 
 def _read_speed(value: Any) -> float:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMG]B/s|)", str(value))
-    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
-        raise Wrong
-    return float(match[1]) * {"": 1.0, "KB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9}[match[2]]
+    return _read_amount(value, _SPEEDS)
 
 
 def _read_nodes(value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise Wrong
+    if not value:
+        raise Wrong("it is empty: give at least one, such as {name: node01, devices: 8, kind: cuda}")
     return value
 
 
-MEMORY = Kind("bytes, such as 80 GiB", _read_memory)
-SPEED = Kind("bytes a second, such as 50 GB/s", _read_speed)
+MEMORY = Kind(f"bytes, such as 80 GiB (units: {', '.join(_UNITS)})", _read_memory)
+SPEED = Kind(f"bytes a second, such as 50 GB/s (units: {', '.join(_SPEEDS)}; b is a bit)", _read_speed)
 NODES = Kind("a list of nodes", _read_nodes)
 
 

@@ -22,26 +22,13 @@ from realflow.graph.types import Call, Graph
 from realflow.models.card import ITEMSIZE, Card
 from realflow.planfile import CallPlan, Cluster, Plan
 from realflow.planfile.holdings import After, Held, Holding, follow_edges, holdings, planned_edges, put_away
+from realflow.planfile.types import CAUSES
 
 HOST = "cpu"
 """The kind of a device whose memory is the host's."""
 
 BUCKET_BYTES = 64 << 20
 """Most bytes of one of the two buckets of reallocation."""
-
-CAUSES = (
-    "process",
-    "weights",
-    "offloaded",
-    "optimizer",
-    "gradients",
-    "kv_cache",
-    "buckets",
-    "activations",
-    "logits",
-    "messages",
-)
-"""In the order in which they are written."""
 
 Sizes = dict[str, int]
 

@@ -6,6 +6,7 @@ Checking, planning, explaining and drawing import no torch.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [item for item in rest if _OVERRIDE.fullmatch(item)]
     unknown = [item for item in rest if item not in overrides]
     if unknown or (overrides and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+        args.parser.error(_unknown(unknown or overrides, args.parser))
     if overrides:
         args.overrides = [*args.overrides, *overrides]
     try:
@@ -44,6 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _unknown(words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What a command does not take, and what may have been meant."""
+    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_usage())))
+    near = [
+        close for word in words for close in difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    ]
+    hint = f"; did you mean {' and '.join(near)}?" if near else ""
+    return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
 def _complain(problems: Sequence[object], code: int) -> int:
@@ -73,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, parser=sub)
         return sub
 
     graphs.add_commands(add)

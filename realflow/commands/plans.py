@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from planner import Assumptions, overfull, parse_layouts, rank_memory
+from planner import Assumptions, moves, overfull, parse_layouts, rank_memory
 from realflow import api
-from realflow.commands.common import AddCommand, graph_arguments, layout_arguments
+from realflow.commands.common import AddCommand, graph_arguments, layout_arguments, say
 from realflow.errors import InputError, Problem
 from realflow.graph import shipped_graphs
 from realflow.models.card import Card
-from realflow.planfile import Plan, plan_to_yaml, read_plan, write_plan
+from realflow.planfile import Plan, ReallocPlan, plan_to_yaml, read_plan, write_plan
 
 
 def add_commands(add: AddCommand) -> None:
@@ -60,6 +60,7 @@ def run_plan(args: argparse.Namespace) -> None:
         overrides=args.overrides,
         micro_batch_tokens=args.micro_batch_tokens,
         slots=args.slots,
+        say=say,
     )
     if args.output is None:
         print(plan_to_yaml(plan), end="")
@@ -92,12 +93,42 @@ def run_explain(args: argparse.Namespace) -> None:
         render_reallocs(plan)
     else:
         cards = known_cards(plan)
-        render_plan(_with_memory(plan, cards), cards=cards)
+        render_plan(_as_it_is(plan, cards), cards=cards)
+
+
+def _as_it_is(plan: Plan, cards: Mapping[str, Card]) -> Plan:
+    """A plan with the bytes of its calls as they are: a person may have changed them in the file."""
+    if len(cards) == len(plan.graph.models):
+        return _with_moves(_with_memory(plan, cards), cards)
+    unknown = " and ".join(name for name in plan.graph.models if name not in cards)
+    note = (
+        f"Bytes are those of the file, and not checked: the card of {unknown} is not on this machine, or not "
+        "named under cards."
+    )
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _with_moves(plan: Plan, cards: Mapping[str, Card]) -> Plan:
+    """With the bytes of its reallocations."""
+    counted = {_ends(move): move for move in moves(plan, cards)}
+    reallocs = tuple(
+        replace(old, bytes=new.bytes, lower_bound_bytes=new.lower_bound_bytes)
+        for old in plan.reallocs
+        for new in [counted[_ends(old)]]
+    )
+    if reallocs == plan.reallocs:
+        return plan
+    note = "Reallocation: bytes are counted anew; those in the file are of other layouts."
+    return replace(plan, reallocs=reallocs, notes=(*plan.notes, note))
+
+
+def _ends(move: ReallocPlan) -> tuple[str, str, str]:
+    return move.model, move.destination, move.follower
 
 
 def _with_memory(plan: Plan, cards: Mapping[str, Card]) -> Plan:
-    """A plan with the memory of its calls as they are: a person may have changed them in the file."""
-    if len(cards) < len(plan.graph.models) or not plan.memory:
+    """With the memory of its ranks."""
+    if not plan.memory:
         return plan
     memory = rank_memory(plan.graph, plan.calls, cards, plan.cluster, Assumptions())
     if memory == plan.memory:

@@ -131,6 +131,6 @@ def _speeds(known: Topology, cluster: Cluster) -> str:
             f"{inside / 1e9:g} GB/s for a rank inside its node and {between / 1e9:g} GB/s to other nodes{own}"
         )
     return (
-        f"Seconds are those of the busiest link at full speed, taken as {'; '.join(parts)}. A run reports its "
-        "own beside the floor: realloc/<model>/seconds and realloc/<model>/floor_seconds."
+        f"Seconds are those of the busiest link at full speed, taken as {'; '.join(parts)}. A run reports "
+        "its own beside the floor: realloc/<model>/seconds and realloc/<model>/floor_seconds."
     )

@@ -32,13 +32,14 @@ def check_plan(plan: Plan) -> None:
         raise InputError(problems)
 
 
-def find_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Problem]:
+def find_problems(plan: Plan, unread: frozenset[str] = frozenset(), *, moves: bool = True) -> list[Problem]:
     """Everything in a plan that breaks a rule; `where` is the dotted path in the plan file.
 
-    `unread` names calls which the file has but which could not be read.
+    `unread` names calls which the file has but which could not be read; `moves` says whether its
+    reallocs are held against the calls.
     """
     problems = rule_problems(plan, unread)
-    if not problems and not unread:
+    if moves and not problems and not unread:
         problems += _reallocs(plan)
     return problems + _expectations(plan)
 
@@ -202,39 +203,83 @@ def why_not_free(plan: Plan, name: str) -> str | None:
 def _reallocs(plan: Plan) -> list[Problem]:
     """The file lists exactly the moves that the calls need, so that no call runs stale weights."""
     problems = []
-    needed = {_move(realloc) for realloc, _ in needed_reallocs(plan.graph, plan.calls)}
-    found: set[str] = set()
+    needed = {_move(realloc): realloc for realloc, _ in needed_reallocs(plan.graph, plan.calls)}
+    found: set[Move] = set()
     for index, realloc in enumerate(plan.reallocs):
         where, move = f"reallocs.{index}", _move(realloc)
         if move in found:
-            problems.append(Problem(f"{move} is given twice", where=where))
+            problems.append(Problem(f"{_words(realloc)} is given twice: remove one", where=where))
         elif move not in needed:
-            problems.append(
-                Problem(f"{move} is not needed by the layouts of the calls: remove it", where=where)
+            message = (
+                f"{_words(realloc)} is not needed: {_why_no_move(plan, realloc)}; remove it from reallocs"
             )
+            problems.append(Problem(message, where=where))
         if realloc.bytes < realloc.lower_bound_bytes:
-            problems.append(
-                Problem(
-                    f"bytes {realloc.bytes} is below lower_bound_bytes {realloc.lower_bound_bytes}",
-                    where=where,
-                )
+            message = (
+                f"bytes {realloc.bytes} is below lower_bound_bytes {realloc.lower_bound_bytes}; realflow "
+                "explain counts both anew, so that 0 will do"
             )
+            problems.append(Problem(message, where=where))
         found.add(move)
-    problems += [
-        Problem(
-            f"{move} is missing: other parts of the model, or other ranks; make the plan again, or add "
-            "the realloc",
-            where="reallocs",
+    for move in sorted(needed.keys() - found):
+        message = (
+            f"{_words(needed[move])} is missing: {_why_move(plan, needed[move])}; add this line, or make the "
+            f"plan again with realflow plan: - {_entry(needed[move])}"
         )
-        for move in sorted(needed - found)
-    ]
+        problems.append(Problem(message, where="reallocs"))
     return problems
 
 
-def _move(realloc: ReallocPlan) -> str:
-    """A move in words, without its bytes."""
-    into = realloc.destination or f"{realloc.follower}, which follows it"
+Move = tuple[str, str, str, str]
+
+
+def _move(realloc: ReallocPlan) -> Move:
+    """A move without its bytes."""
+    return realloc.model, realloc.source, realloc.destination, realloc.follower
+
+
+def _words(realloc: ReallocPlan) -> str:
+    into = realloc.destination or f"{realloc.follower}, which follows it,"
     return f"{realloc.model} from {realloc.source} to {into}"
+
+
+def _entry(realloc: ReallocPlan) -> str:
+    """A move as a line of the file; its bytes are counted when it is shown or run."""
+    into = f"follower: {realloc.follower}" if realloc.follower else f"destination: {realloc.destination}"
+    return f"{{model: {realloc.model}, source: {realloc.source}, {into}, bytes: 0, lower_bound_bytes: 0}}"
+
+
+def _why_move(plan: Plan, realloc: ReallocPlan) -> str:
+    if realloc.follower:
+        return f"the graph says that {realloc.follower} follows {realloc.model}"
+    one, other = (plan.calls[name] for name in (realloc.source, realloc.destination))
+    return (
+        f"{realloc.destination} ({_place(other)}) lacks weights that {realloc.source} ({_place(one)}) trains"
+    )
+
+
+def _place(where: CallPlan) -> str:
+    """A call's layout and ranks in words."""
+    return f"{where.layout} on {format_ranks(where.ranks)}"
+
+
+def _why_no_move(plan: Plan, realloc: ReallocPlan) -> str:
+    """Why the layouts of the calls ask for no such move."""
+    graph = plan.graph
+    names = [call.name for call in graph.calls]
+    train = graph.trained().get(realloc.model)
+    if train is None:
+        return f"no call trains {realloc.model}"
+    if realloc.source != train.name:
+        return f"new weights of {realloc.model} come from {train.name}, not from {realloc.source}"
+    if realloc.follower:
+        return f"{realloc.follower} does not follow {realloc.model} in the graph"
+    if realloc.destination not in names:
+        return f"the graph has no call {realloc.destination} (calls: {', '.join(names)})"
+    model = graph.call(realloc.destination).model
+    if model != realloc.model:
+        return f"{realloc.destination} uses {'the model ' + model if model else 'no model'}"
+    return f"{realloc.destination} finds its weights where it runs"
 
 
 def _expectations(plan: Plan) -> list[Problem]:

@@ -29,7 +29,7 @@ from realflow.graph.yamlfile import KeyPath, load_yaml, parse_yaml
 from realflow.layout import Layout
 from realflow.planfile.check import AFTER, ENGINES, SCHEDULES, find_problems
 from realflow.planfile.ranks import LIMIT, parse_ranks
-from realflow.planfile.types import FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
+from realflow.planfile.types import CAUSES, FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
 
 T = TypeVar("T")
 MAX_DEVICES = 4096
@@ -90,6 +90,12 @@ def _read_any_text(value: Any) -> str:
     return value
 
 
+def _read_hash(value: Any) -> str:
+    if isinstance(value, int | float):
+        raise Wrong("put it in quotes, else YAML reads digits as a number")
+    return TEXT.read(value)
+
+
 def _read_kind(value: Any) -> str:
     if value not in ("cpu", "cuda"):
         gpu = isinstance(value, str) and value.lower().startswith(("gpu", "nvidia"))
@@ -119,6 +125,7 @@ _RANK = whole(0, LIMIT - 1)
 RANKS = Kind("ranks, such as [0, 1] or 0-1", _read_ranks)
 LAYOUT = Kind("a layout such as d2t1p1", _read_layout)
 NOTE = Kind("text", _read_any_text)  # may be empty
+HASH = Kind('a hash in quotes, such as "0123456789abcdef"', _read_hash)
 
 
 def _plan(report: Report, checks: Iterable[Check] = ()) -> Plan:
@@ -139,8 +146,8 @@ def _plan(report: Report, checks: Iterable[Check] = ()) -> Plan:
     predicted = top.section("predicted")
     deadline = top.section("deadline")
     values: dict[str, Any] = {
-        "cards": _texts(top.section("cards")),
-        "hashes": _texts(top.section("hashes")),
+        "cards": _texts(top.section("cards"), HASH),
+        "hashes": _texts(top.section("hashes"), HASH),
         "reallocs": tuple(_realloc(item) for item in _sections(top, "reallocs")),
         "memory": _memory(top.section("memory")),
         "timeline": tuple(_entry(item) for item in _sections(predicted, "timeline")),
@@ -160,7 +167,8 @@ def _plan(report: Report, checks: Iterable[Check] = ()) -> Plan:
     deadline.close(["factor", "floor_seconds"])
     if graph is not None and cluster.nodes:
         plan = Plan(graph=graph, cluster=cluster, calls=calls, **values)
-        _add(report, find_problems(plan, unread=unread))
+        # what could not be read comes first: moves that seem to lack may be under a key that is misspelt
+        _add(report, find_problems(plan, unread=unread, moves=not report.problems))
     report.finish()
     for check in checks:
         _add(report, check(plan))
@@ -215,14 +223,14 @@ def _keys(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _texts(section: Section) -> dict[str, str]:
-    return {name: section.need(name, TEXT, "") for name in section.names(TEXT)}
+def _texts(section: Section, kind: Kind[str]) -> dict[str, str]:
+    return {name: section.need(name, kind, "") for name in section.names(TEXT)}
 
 
 def _cluster(section: Section) -> Cluster:
     nodes = [_node(item) for item in _sections(section, "nodes")]
-    if section.sound and not nodes:
-        section.problem("has no nodes; expected a list with at least one")
+    if section.sound and not section.items.get("nodes"):
+        section.problem("has no nodes; expected such as {name: local, devices: 2, kind: cpu}")
     section.close(["nodes"])
     return Cluster(tuple(nodes))
 
@@ -302,7 +310,8 @@ def _memory(section: Section) -> Mapping[int, Mapping[str, int]]:
     for key in section.items:
         ranks = section.report.read((*section.path, key), key, RANKS, ())
         row = section.report.section((*section.path, key), section.items[key])
-        causes = {cause: row.need(cause, BYTES, 0) for cause in row.names(TEXT)}
+        causes = {cause: row.need(cause, BYTES, 0) for cause in CAUSES if cause in row}
+        row.close(CAUSES)
         if memory.keys().isdisjoint(ranks):
             memory.update({rank: dict(causes) for rank in ranks})
         else:

@@ -16,6 +16,20 @@ from realflow.layout import DeviceMesh, Layout
 
 FORMAT = 1
 
+CAUSES = (
+    "process",
+    "weights",
+    "offloaded",
+    "optimizer",
+    "gradients",
+    "kv_cache",
+    "buckets",
+    "activations",
+    "logits",
+    "messages",
+)
+"""What takes memory on a rank, in the order in which it is written."""
+
 Engine = Literal["native", "vllm", "python", "train", "infer"]
 
 
@@ -119,7 +133,7 @@ class Plan:
     """Model name -> hash of the card it was planned with."""
     reallocs: tuple[ReallocPlan, ...] = ()
     memory: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    """Rank -> cause -> bytes at the worst moment."""
+    """Rank -> cause (of `CAUSES`) -> bytes at the worst moment."""
     timeline: tuple[TimelineEntry, ...] = ()
     step_seconds: float | None = None
     lower_bound_seconds: float | None = None

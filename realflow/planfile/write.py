@@ -113,7 +113,11 @@ def plan_to_yaml(plan: Plan) -> str:
                 "extra": dict(plan.extra),
             },
         ),
-        ("The graph, resolved.", {"graph": graph_to_mapping(plan.graph)}),
+        (
+            "The graph, resolved: every value stands where it is used. Its params are as they were given:\n"
+            "# editing them changes nothing.",
+            {"graph": graph_to_mapping(plan.graph)},
+        ),
     ]
     parts = [(f"# {comment}\n" if comment else "") + _dump(values) for comment, values in sections]
     return head + "\n".join(parts)

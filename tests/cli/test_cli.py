@@ -407,6 +407,70 @@ def test_usage_errors_are_2(capsys: pytest.CaptureFixture[str], argv: list[str])
     assert "usage: realflow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            "plan grpo --devcies 2",
+            "usage: realflow plan .*unrecognized arguments: --devcies 2; did you mean --dev",
+        ),
+        (
+            "run grpo --layuot=d2",
+            "usage: realflow run .*unrecognized arguments: --layuot=d2; did you mean --layout",
+        ),
+        ("graphs a=1", "usage: realflow graphs .*unrecognized arguments: a=1\n"),
+    ],
+)
+def test_unknown_flags_show_what_the_command_takes(
+    capsys: pytest.CaptureFixture[str], command: str, words: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert re.search(words, capsys.readouterr().err, re.DOTALL)
+
+
+def test_a_card_that_is_made_is_said_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model_cache: Path
+) -> None:
+    found = next((model_cache / "cards").glob("*.json"))
+    kept = {path.name: path.read_text() for path in (model_cache / "cards").iterdir()}
+    for path in (model_cache / "cards").iterdir():
+        path.unlink()
+
+    def make(folder: Path) -> None:
+        assert "realflow: making the card of smollm2-135m-instruct" in capsys.readouterr().err, "before"
+        for name, text in kept.items():
+            found.with_name(name).write_text(text)
+
+    monkeypatch.setattr("realflow.models.card._make", make)
+    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+
+
+def test_bytes_that_the_layouts_contradict_are_counted_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    ok(
+        capsys,
+        "plan",
+        "grpo",
+        "model=small-llama",
+        "--devices",
+        "2",
+        "--layout",
+        "train=d1@0",
+        "-o",
+        "p.yaml",
+    )
+    first, text = ok(capsys, "explain", "p.yaml"), Path("p.yaml").read_text()
+    assert "counted anew" not in first
+    Path("p.yaml").write_text(re.sub(r"bytes: \d+\n", "bytes: 1\n", text))
+    then = ok(capsys, "explain", "p.yaml")
+    assert "note: Reallocation: bytes are counted anew; those in the file are of other layouts." in then
+    row = next(line for line in first.splitlines() if "train -> rollout" in line)
+    assert row in then.splitlines() and "1 B" not in then
+    Path("p.yaml").write_text(re.sub(r"\ncards:\n(  .*\n)+", "\ncards: {}\n", text))
+    bare = " ".join(ok(capsys, "explain", "p.yaml").split())
+    assert "Bytes are those of the file, and not checked: the card of actor and ref is not on this" in bare
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -192,6 +192,20 @@ def test_local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         local_cluster(5)
 
 
+def test_units_of_cluster_files(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    for memory, speed, size, rate in (
+        ("80 GB", "400 Gb/s", 80 * 10**9, 50e9),
+        ("80GiB", "50 GB/s", 80 << 30, 50e9),
+        ("1.5 TiB", "1 GiB/s", 3 << 39, float(1 << 30)),
+        ("512 MB", "800 Mb/s", 512 * 10**6, 1e8),
+        ("4096", "1250000000", 4096, 1.25e9),
+    ):
+        path.write_text(f"nodes:\n  - {{name: a, devices: 1, memory: {memory}, between: {speed}}}\n")
+        (node,) = read_cluster(path).nodes
+        assert (node.memory_bytes, node.between) == (size, rate), (memory, speed)
+
+
 def test_cluster_file(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(
@@ -205,13 +219,15 @@ def test_cluster_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("nodes: []\n", 1, "expected a list of nodes"),
+        ("nodes: []\n", 1, "it is empty: give at least one, such as {name: node01, devices: 8"),
         ("node:\n  - {name: a, devices: 1}\n", 1, "unknown key 'node'; did you mean 'nodes'?"),
         ("nodes:\n  - {name: a}\n", 2, "'devices' is missing"),
         ("nodes:\n  - {name: a, devices: 0}\n", 2, "expected a whole number from 1"),
         ("nodes:\n  - {name: a, devices: 1, memory: much}\n", 2, "expected bytes, such as 80 GiB"),
         ("nodes:\n  - {name: a, devices: 1, kind: tpu}\n", 2, "expected one of cpu, cuda"),
         ("nodes:\n  - {name: a, devices: 1, inside: fast}\n", 2, "expected bytes a second, such as 50 GB/s"),
+        ("nodes:\n  - {name: a, devices: 1, inside: 4 gb/s}\n", 2, "did you mean GB/s or Gb/s?"),
+        ("nodes:\n  - {name: a, devices: 1, memory: 4 GHz}\n", 2, "GHz is no unit of it"),
         ("nodes:\n  - {name: a, devices: 1}\n  - {name: a, devices: 1}\n", 3, "a node a is given twice"),
         ("nodes:\n  - a\n", 2, "expected a mapping"),
         ("- 1\n", 1, "expected a cluster file"),

@@ -167,7 +167,9 @@ def test_a_model_that_follows_another_gets_its_weights_in_its_own_layout(tmp_pat
     assert move.bytes == move.lower_bound_bytes == TINY.weight_bytes("bfloat16")
     assert plan.memory[3]["buckets"] == move.bytes
     assert parse_plan(plan_to_yaml(plan)) == plan
-    with pytest.raises(InputError, match="actor from train to ref, which follows it is missing"):
+    with pytest.raises(
+        InputError, match="actor from train to ref, which follows it, is missing: the graph says that ref"
+    ):
         check_plan(dataclasses.replace(plan, reallocs=()))
 
 

@@ -31,6 +31,7 @@ from realflow.planfile import (
 )
 from realflow.planfile.check import ENGINES_OF, SCHEDULES, rule_problems
 from realflow.planfile.ranks import format_ranks, parse_ranks
+from realflow.planfile.types import CAUSES
 
 GRAPHS = {name: load_graph(find_graph(name)) for name in ("grpo", "sft")}
 
@@ -107,7 +108,7 @@ def plans(draw: st.DrawFn) -> Plan:
         )
         for count, (realloc, _) in enumerate(needed_reallocs(graph, calls))
     ]
-    causes = st.dictionaries(words, st.integers(0, 2**50), max_size=3)
+    causes = st.dictionaries(st.sampled_from(CAUSES), st.integers(0, 2**50), max_size=3)
     start = draw(st.floats(0, 1e3))
     return Plan(
         graph=graph,
@@ -356,12 +357,41 @@ BROKEN = {
     ),
     "a call twice": ("  credit:", "  reward:", None, "given twice"),
     "a missing layout": ("    layout: d2t1p1\n", "", "  rollout:", "'layout' is missing"),
-    "missing realloc": (_REALLOC, "  []\n", "reallocs:", "actor from train to rollout is missing"),
+    "missing realloc": (
+        _REALLOC,
+        "  []\n",
+        "reallocs:",
+        "actor from train to rollout is missing: rollout (d2t1p1 on 0-1) lacks weights that train (d1t1p1 on",
+    ),
     "realloc not needed": (
         "destination: rollout",
         "destination: ref",
         "  - model: actor",
-        "actor from train to ref is not needed",
+        "actor from train to ref is not needed: ref uses the model ref; remove it from reallocs",
+    ),
+    "realloc to an unknown call": (
+        "destination: rollout",
+        "destination: rolout",
+        "  - model: actor",
+        "is not needed: the graph has no call rolout (calls: ",
+    ),
+    "realloc from another call": (
+        "source: train",
+        "source: ref",
+        "  - model: actor",
+        "new weights of actor come from train, not from ref",
+    ),
+    "realloc of a model that nothing trains": (
+        "- model: actor",
+        "- model: ref",
+        "  - model: ref",
+        "is not needed: no call trains ref",
+    ),
+    "realloc to a model that does not follow": (
+        "destination: rollout",
+        "follower: ref",
+        "  - model: actor",
+        "actor from train to ref, which follows it, is not needed: ref does not follow actor in the graph",
     ),
     "bytes below the bound": (
         "    bytes: 200",
@@ -369,7 +399,12 @@ BROKEN = {
         "  - model: actor",
         "bytes 100 is below lower_bound_bytes 200",
     ),
-    "no nodes": (_NODE, "    []", "cluster:", "has no nodes"),
+    "no nodes": (
+        _NODE,
+        "    []",
+        "cluster:",
+        "has no nodes; expected such as {name: local, devices: 2, kind: cpu}",
+    ),
     "devices as text": (
         "devices: 3",
         "devices: three",
@@ -406,6 +441,18 @@ BROKEN = {
         "  9: {weights: 5}",
         "memory:",
         "rank 9 is outside the cluster",
+    ),
+    "an unknown cause of memory": (
+        "  0: {weights: 5}",
+        "  0: {wieghts: 5}",
+        "  0: {wieghts: 5}",
+        "memory.0.wieghts: unknown key 'wieghts'; did you mean 'weights'?",
+    ),
+    "a hash without quotes": (
+        "cards: {}",
+        "cards: {actor: 1234567890123456}",
+        "cards: {actor: 1234567890123456}",
+        'expected a hash in quotes, such as "0123456789abcdef"; put it in quotes, else YAML',
     ),
     "memory twice": (
         "  0: {weights: 5}",
@@ -533,5 +580,28 @@ def test_all_problems_are_told_together() -> None:
 def test_a_plan_made_by_hand_is_checked() -> None:
     check_plan(plain_plan())
     broken = dataclasses.replace(plain_plan(), reallocs=())
-    with pytest.raises(InputError, match="actor from train to rollout is missing"):
+    with pytest.raises(InputError, match=r"actor from train to rollout is missing: .* add this line"):
         check_plan(broken)
+
+
+def test_the_line_that_a_missing_move_is_told_with_mends_the_file() -> None:
+    text = plan_to_yaml(plain_plan())
+    with pytest.raises(InputError) as caught:
+        parse_plan(text.replace(_REALLOC, "  []\n", 1))
+    (problem,) = caught.value.problems
+    line = problem.message.partition("realflow plan: ")[2]
+    assert parse_plan(text.replace(_REALLOC, f"  {line}\n", 1)).reallocs[0].destination == "rollout"
+
+
+def test_an_unknown_key_is_told_alone() -> None:
+    """What seems to lack may lie under it."""
+    text = plan_to_yaml(plain_plan()).replace("\nreallocs:", "\nreallcos:", 1)
+    with pytest.raises(InputError) as caught:
+        parse_plan(text)
+    (problem,) = caught.value.problems
+    assert "unknown key 'reallcos'; did you mean 'reallocs'?" in problem.message
+
+
+def test_a_file_says_that_params_are_settled() -> None:
+    head, _, graph = plan_to_yaml(plain_plan()).partition("\ngraph:\n")
+    assert "params" in graph and head.endswith("editing them changes nothing.")
