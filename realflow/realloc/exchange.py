@@ -7,7 +7,6 @@ memory travels without them.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from realflow.errors import RunError
 from realflow.layout import Box, box_size
+from realflow.realloc.agree import agree
 from realflow.realloc.bound import Bound, Launch, Wire
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.compare import Received, checked
@@ -99,7 +99,7 @@ class Reallocation:
         """
         started = time.perf_counter()
         if not self._agreed:
-            _agree(self._bound, self._ends)
+            agree(self._bound, [end.message for end in self._ends])
             self._agreed = True
         self._received = {}
         _Exchange(self._bound, self._ends, self._copies, self._received if record else None).run()
@@ -268,36 +268,3 @@ class _Exchange:
         if self._copies:
             sources, destinations = self._copies.popleft()
             move(sources.tensors(), sources.table, destinations.tensors(), self._bound.decay or 0.0)
-
-
-def _agree(bound: Bound, ends: list[_End]) -> None:
-    """Both ends of every pair must mean the same messages: else bytes would land in wrong places."""
-    pairs: dict[tuple[int, int], list[str]] = {}
-    for end in ends:
-        message = end.message
-        for name, box in message.pieces:
-            bound_to = bound.end(name, box, message.hop, end.sends)
-            text = f"{message.hop} {message.turn} {name} {box} {bound.travels_as(name, bound_to.dtype)}"
-            pairs.setdefault((message.source, message.destination), []).append(text)
-    mine = {pair: _digest(texts, bound.buckets.device) for pair, texts in pairs.items()}
-    theirs = {pair: torch.empty_like(value) for pair, value in mine.items() if pair[1] == bound.rank}
-    works: list[dist.Work | None] = []
-    for pair in sorted(mine):
-        if pair in theirs:
-            works.append(dist.irecv(theirs[pair], pair[0], group=bound.group))
-        else:
-            works.append(dist.isend(mine[pair], pair[1], group=bound.group))
-    for work in works:
-        assert work is not None, "this rank is outside the process group"
-        work.wait()
-    for pair, value in theirs.items():
-        if value.item() != mine[pair].item():
-            raise RunError(
-                f"realloc: ranks {pair[0]} and {pair[1]} do not mean the same messages; the schedule, the "
-                "bucket sizes and the dtypes on the way must be the same on both"
-            )
-
-
-def _digest(texts: list[str], device: torch.device) -> torch.Tensor:
-    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=7).digest()
-    return torch.tensor([int.from_bytes(digest, "little")], dtype=torch.int64, device=device)

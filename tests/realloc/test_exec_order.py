@@ -52,7 +52,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> Transport:
     made = Transport()
     monkeypatch.setattr(execute.dist, "isend", made.start("send"))
     monkeypatch.setattr(execute.dist, "irecv", made.start("receive"))
-    monkeypatch.setattr(execute, "_agree", lambda bound, ends: None)
+    monkeypatch.setattr(execute, "agree", lambda bound, messages: None)
     kernel = execute.move
 
     def move(*arguments: object) -> None:
