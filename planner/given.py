@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from planner.layouts import EVERY, option
 from realflow.errors import InputError, Problem
@@ -74,6 +75,6 @@ def _freed(plan: Plan, names: list[str], layouts: Mapping[str, str]) -> Plan:
     return replace(_with_after(plan, able, "free"), notes=(*plan.notes, *(notes if kept else [])))
 
 
-def _with_after(plan: Plan, names: list[str], after: str) -> Plan:
+def _with_after(plan: Plan, names: list[str], after: Literal["keep", "free"]) -> Plan:
     changed = {name: replace(plan.calls[name], after=after) for name in names}
     return replace(plan, calls={**plan.calls, **changed})
