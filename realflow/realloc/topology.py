@@ -13,7 +13,6 @@ import numpy as np
 from realflow.errors import InputError
 from realflow.realloc.schedule import Schedule
 
-
 Speed = float | Mapping[str, float] | None
 """Bytes a second: of every node, or node -> its own; None, or a node left out: not known, or no limit."""
 Kind = Literal["inside", "between_rank", "between_node"]
@@ -60,9 +59,9 @@ class Loads:
     """What `realflow explain --realloc` says of a schedule.
 
     `copied_bytes` are copied from one storage of a rank into another. `busiest_sender` is (rank, bytes),
-    None where nothing moves; `busiest_bound_bytes` is rounded up to whole elements. `links` are those that carry
-    something, the busiest first. `floor_seconds` is the time that the busiest link needs for its
-    bytes at full speed; None where no speed is known.
+    None where nothing moves; `busiest_bound_bytes` is rounded up to whole elements. `links` are those
+    that carry something, the busiest first. `floor_seconds` is the time that the busiest link needs for
+    its bytes at full speed; None where no speed is known.
     """
 
     bytes: int
