@@ -36,7 +36,7 @@ from realflow.models.place import Place, groups_of
 SMALL = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
 # 9 and 3 heads, as SmolLM2 has; enough heads and layers for 8 ranks.
 DEEP = {"num_hidden_layers": 8, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72}
-FAMILIES = {"llama": True, "qwen2": False, "qwen3": True, "mistral": False, "gemma3": True}  # tied?
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
 SAMPLINGS = {
     "plain": Sampling(max_new_tokens=9),
     "restricted": Sampling(max_new_tokens=9, temperature=0.8, top_k=30, top_p=0.9),
@@ -50,7 +50,7 @@ AGE = 6  # steps before weights are replaced
 class Case:
     """`mistake` is a control; `what` is `samples`, `version` (weights replaced on the way), `arrivals`
     (feeds that reach the ranks at different times), `abort`, `frames` (static steps) or `times` (passes
-    that last a while, and when each rank was at one)."""
+    that last a while, and when each rank was at one). Every other family is tied unless it is said."""
 
     family: str
     layout: str
@@ -60,11 +60,17 @@ class Case:
     slots: int = 5
     mistake: str = ""
     dtype: str = "float64"
+    tied: bool | None = None
+
+    @property
+    def model(self) -> str:
+        tied = FAMILIES.index(self.family) % 2 == 0 if self.tied is None else self.tied
+        return f"{self.family}-{'tied' if tied else 'untied'}"
 
     @property
     def name(self) -> str:
         parts = [
-            self.family,
+            self.model,
             self.layout,
             self.sampling,
             self.what,
@@ -79,15 +85,16 @@ class Case:
         return Layout.parse(self.layout).size
 
 
-def write_models(folder: Path, families: Sequence[str], sizes: dict[str, int]) -> None:
+def write_models(folder: Path, models: Sequence[str], sizes: dict[str, int]) -> None:
     layers = sizes["num_hidden_layers"] // 2
     special = {"gemma3": {"layer_types": ["sliding_attention", "full_attention"] * layers}}
-    for index, family in enumerate(families):
+    for index, model in enumerate(models):
+        family, tied = model.split("-")
         for which in ("first", "second"):
-            path, tied = folder / f"{family}-{which}", FAMILIES[family]
             seed = 2 * index + (which == "second")
             values = {**sizes, **special.get(family, {}), "head_dim": 8}
-            tiny_model(path, family, "float64", vocab=97, seed=seed, tied=tied, **values)
+            path = folder / f"{model}-{which}"
+            tiny_model(path, family, "float64", vocab=97, seed=seed, tied=tied == "tied", **values)
 
 
 def prompts(first: int = 0, count: int = 7) -> list[Prompt]:
@@ -227,10 +234,10 @@ def worker(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
         if rank >= case.size:
             continue
         place = Place.of(meshes[case.layout], rank, groups)
-        key = case.family, case.layout, case.dtype
+        key = case.model, case.layout, case.dtype
         if key not in models or case.mistake:
             models[key] = tuple(
-                load_model(folder / f"{case.family}-{which}", dtype=case.dtype, place=place)
+                load_model(folder / f"{case.model}-{which}", dtype=case.dtype, place=place)
                 for which in ("first", "second")
             )
         spoil(models[key][0], case.mistake)
@@ -248,7 +255,7 @@ def worker(rank: int, size: int, folder: Path, cases: list[Case]) -> None:
 
 def launch(folder: Path, cases: list[Case], size: int, sizes: dict[str, int]) -> Path:
     os.environ["OMP_NUM_THREADS"] = "1"
-    write_models(folder, sorted({case.family for case in cases}), sizes)
+    write_models(folder, sorted({case.model for case in cases}), sizes)
     mp.spawn(worker, (size, folder, cases), nprocs=size)
     return folder
 

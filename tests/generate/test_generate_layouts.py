@@ -44,6 +44,8 @@ FEW = [
     Case("gemma3", "t3"),
     Case("gemma3", "p2", slots=3),
     Case("llama", "d4"),
+    Case("llama", "t2p2", tied=False),
+    Case("mistral", "t2p2", "restricted", tied=True),
 ]
 REPLACED = [Case("llama", layout, what="version", slots=14) for layout in ("t2", "p2", "t2p2")]
 ARRIVING = [Case("llama", layout, what="arrivals", slots=4) for layout in ("t2", "p2", "t2p2", "d2t2")]
@@ -56,7 +58,14 @@ WRONG = [Case("llama", "t2", mistake="shard"), Case("llama", "p2", mistake="stag
 COUNTS = range(1, 9)
 LAYOUTS = [f"d{d}t{t}p{p}" for d in COUNTS for t in COUNTS for p in COUNTS if 1 < d * t * p <= 8]
 EVERY = [
-    Case(family, layout, ("plain", "restricted", "greedy")[(index + row) % 3], slots=3 + (index + row) % 9)
+    Case(
+        family,
+        layout,
+        ("plain", "restricted", "greedy")[(index + row + tied) % 3],
+        slots=3 + (index + row) % 9,
+        tied=tied,
+    )
+    for tied in (True, False)
     for row, family in enumerate(FAMILIES)
     for index, layout in enumerate(LAYOUTS)
 ]
@@ -79,8 +88,8 @@ def everything(tmp_path_factory) -> Path:
 
 def alone(folder: Path, case: Case) -> dict[str, torch.Tensor]:
     """What one rank draws."""
-    models = [load_model(folder / f"{case.family}-{which}", dtype="float64") for which in ("first", "second")]
-    return stored(generate(*models, Case(case.family, "d1", case.sampling), Place.alone()))
+    models = [load_model(folder / f"{case.model}-{which}", dtype="float64") for which in ("first", "second")]
+    return stored(generate(*models, Case(case.family, "d1", case.sampling, tied=case.tied), Place.alone()))
 
 
 def check(folder: Path, case: Case) -> None:
@@ -137,7 +146,7 @@ def test_ranks_agree_in_dtypes_that_round(folder: Path, case: Case) -> None:
     """Bit for bit among each other; log probabilities are those of the exact model but for rounding."""
     found = found_by(folder, case)
     assert all(torch.equal(one[name], found[0][name]) for one in found for name in found[0])
-    exact = load_model(folder / f"{case.family}-first", dtype="float64")
+    exact = load_model(folder / f"{case.model}-first", dtype="float64")
     errors = []
     for sample in sorted({name.partition("/")[0] for name in found[0]}):
         tokens, logprobs = (found[0][f"{sample}/{field}"] for field in ("tokens", "logprobs"))
@@ -180,7 +189,7 @@ def test_aborted_samples_leave_the_others_alone(folder: Path, case: Case) -> Non
 @pytest.mark.parametrize("case", REPLACED, ids=lambda case: case.name)
 def test_weights_replaced_between_two_steps(folder: Path, case: Case) -> None:
     """All ranks change over at the same token; with two stages a group has made half of the steps."""
-    models = [load_model(folder / f"{case.family}-{which}", dtype="float64") for which in ("first", "second")]
+    models = [load_model(folder / f"{case.model}-{which}", dtype="float64") for which in ("first", "second")]
     engine = engine_of(models[0], case)
     mine = prompts()
     engine.feed(mine[:2])
