@@ -71,7 +71,11 @@ def _freed(plan: Plan, names: list[str], layouts: Mapping[str, str]) -> Plan:
             Problem(f"no call can free its weights: {why}; remove free", where=option(layouts, names[0]))
         )
     kept = [name for name in names if name not in able]
-    notes = [f"After: free holds for {' and '.join(able)}; {', '.join(kept)} must keep their weights."]
+    one = len(kept) == 1
+    notes = [
+        f"After: free holds for {' and '.join(able)}; {' and '.join(kept)} keep{'s' * one} "
+        f"{'its' if one else 'their'} weights."
+    ]
     return replace(_with_after(plan, able, "free"), notes=(*plan.notes, *(notes if kept else [])))
 
 

@@ -310,7 +310,7 @@ def test_free_for_all_calls_holds_for_those_that_can() -> None:
         "ref": "keep",
         "train": "keep",
     }
-    assert "After: free holds for rollout; ref must keep their weights." in plan.notes
+    assert "After: free holds for rollout; ref keeps its weights." in plan.notes
     assert parse_plan(plan_to_yaml(plan)) == plan
     with pytest.raises(InputError) as caught:
         plan_of(4, "t2p2:free")
