@@ -310,7 +310,7 @@ def _memory(section: Section) -> Mapping[int, Mapping[str, int]]:
     for key in section.items:
         ranks = section.report.read((*section.path, key), key, RANKS, ())
         row = section.report.section((*section.path, key), section.items[key])
-        causes = {cause: row.need(cause, BYTES, 0) for cause in CAUSES if cause in row}
+        causes = {cause: row.need(cause, BYTES, 0) for cause in row.items if cause in CAUSES}
         row.close(CAUSES)
         if memory.keys().isdisjoint(ranks):
             memory.update({rank: dict(causes) for rank in ranks})
