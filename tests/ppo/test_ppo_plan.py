@@ -60,4 +60,4 @@ def test_a_missing_reward_model_is_told_with_how_to_get_it(
 def test_a_layout_that_the_model_cannot_be_cut_for_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="critic") as caught:
         plan(ppo_graph(folder), devices=4, layouts={"*": "d1@0", "values": "p4@0-3"})
-    assert "calls.values" in str(caught.value)
+    assert "values=p4@0-3" in str(caught.value)
