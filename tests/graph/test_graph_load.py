@@ -160,9 +160,10 @@ def test_grpo() -> None:
     optimizer = graph.models["actor"].optimizer
     assert optimizer is not None and optimizer.lr == 1e-5
     assert graph.extents["completion"] == "sample" and graph.extents["answer"] == "prompt"
-    assert rollout.line is not None and find_graph("grpo").read_text().splitlines()[
-        rollout.line - 1
-    ].startswith("  rollout:")
+    place = graph.models["actor"].place
+    assert (place.where, place.file) == ("models.actor.path", str(find_graph("grpo")))
+    assert place.line is not None and place.params == ("model",)
+    assert find_graph("grpo").read_text().splitlines()[place.line - 1].strip().startswith("path: ${model}")
 
 
 def test_every_param_of_the_shipped_graphs_is_used_and_can_be_set() -> None:
