@@ -23,7 +23,6 @@ from comparing import largest
 from grid_reference import (
     LOSSES,
     READS,
-    SPEC,
     STEPS,
     TEMPERATURE,
     Case,
@@ -89,7 +88,7 @@ def run_case(case: Case, folder: Path, place: Place, expected: Mapping[str, torc
     model = load_model(folder / case.model, dtype=case.dtype, place=place, head=case.head)
     start = {name: model.flat.view(name).clone() for name in model.flat.slots}
     model.recompute, model.sequence_parallel = case.recompute, case.sequence
-    engine = TrainEngine(model, SPEC, schedule=case.schedule, bucket=1024)
+    engine = TrainEngine(model, case.spec, schedule=case.schedule, bucket=1024)
     objective = Objective(LOSSES[case.head], READS, {}, TEMPERATURE, case.normalise, {"advantages": "token"})
     if case.mistake == "infinite":
         return {"error": refuses_infinite(engine, objective, dp.index, dp.size)}
