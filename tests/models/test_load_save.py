@@ -180,7 +180,7 @@ def test_heads_are_read_started_from_zeros_or_refused(tmp_path: Path) -> None:
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
     assert torch.equal(again(torch.arange(5)[None]).logits[0, 0], expected)
     AutoModelForSequenceClassification.from_pretrained(path, num_labels=3).save_pretrained(tmp_path / "three")
-    with pytest.raises(InputError, match=r"shape \[3, 32\]; its config asks for \[1, 32\]"):
+    with pytest.raises(InputError, match=r"shape \[3, 32\]; one label needs \[1, 32\]"):
         load_model(tmp_path / "three", dtype="float32", head="reward")
 
 

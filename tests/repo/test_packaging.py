@@ -69,7 +69,7 @@ def test_graphs_from_a_wheel(installed: Path, tmp_path: Path) -> None:
 def test_extension_of_the_wheel_loads(installed: Path, tmp_path: Path) -> None:
     program = (
         "import torch, realflow, pathlib; path = pathlib.Path(realflow.__file__).with_name('_C.so');"
-        "torch.ops.load_library(str(path)); print(torch.ops.realflow.pack, path)"
+        "torch.ops.load_library(str(path)); print(torch.ops.realflow.move, path)"
     )
     assert str(installed) in run([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(installed))
 

@@ -25,8 +25,8 @@ from realflow.runtime.fields import Inputs, make_data
 from realflow.runtime.functiontasks import FunctionTasks
 from realflow.runtime.hosts import Hosts, draw_seed
 from realflow.runtime.messages import DispatchDone, Execute
-from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.store import FieldStore
+from realflow.runtime.streams import Streams
 
 PAIRS = """\
 name: pairs
@@ -75,7 +75,8 @@ def hosts(made: Plan, rank: int) -> Hosts:
 def test_data_tokens_are_the_same_with_and_without_the_model(tmp_path: Path, rank: int) -> None:
     made = pairs(tmp_path, "false")
     loaded = hosts(made, rank)
-    assert ("actor" in loaded.hosts) == (rank == 1)
+    held = [made.calls[call.name].ranks for call in made.graph.calls if call.model]
+    assert [rank in ranks for ranks in held] == [rank == 1]
     data = make_data(made, loaded)
     found = sorted(len(tokens) for tokens in data.values("tokens", [0, 1]))
     assert found == [4 + 1 + 1, 3 + 5 + 1], "plain text: a token each character, and the end"
@@ -87,26 +88,26 @@ def test_chat_data_are_in_the_template(tmp_path: Path) -> None:
     assert min(len(tokens) for tokens in data.values("tokens", [0, 1])) > 20
 
 
-def model_tasks(folder: Path, max_length: int | None) -> ModelTasks:
+def streams(folder: Path, max_length: int | None) -> Streams:
     graph = load_graph(write_graph(folder), ["steps=1"])
     made = plan(replace(graph, data=replace(graph.data, max_length=max_length)), devices=1)
     loaded = hosts(made, 0)
     data = make_data(made, loaded)
     unused = SimpleNamespace()
-    return ModelTasks(made, 0, loaded, unused, unused, data, unused, folder)  # type: ignore[arg-type]
+    return Streams(made, 0, loaded, unused, data, unused)  # type: ignore[arg-type]
 
 
 def test_a_prompt_over_the_limit_is_named(tmp_path: Path) -> None:
     rollout = load_graph(write_graph(tmp_path)).call("rollout")
-    tasks = model_tasks(tmp_path, 12)
+    tasks = streams(tmp_path, 12)
     with pytest.raises(
         InputError, match=r"data\.max_length: the prompt of group 3 has \d+ tokens, more than 12"
     ):
         tasks._prompt(rollout, 3)
-    taken = model_tasks(tmp_path, None)._prompt(rollout, 3)
+    taken = streams(tmp_path, None)._prompt(rollout, 3)
     assert taken.sample_ids == (12, 13, 14, 15)
     long = len(taken.tokens)
-    assert len(model_tasks(tmp_path, long)._prompt(rollout, 3).tokens) == long
+    assert len(streams(tmp_path, long)._prompt(rollout, 3).tokens) == long
 
 
 def test_the_cache_is_as_long_as_the_plan_counts(tmp_path: Path) -> None:
