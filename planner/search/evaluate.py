@@ -91,7 +91,8 @@ def evaluate(problem: Problem, choice: Choice, order: Order) -> Timeline:
     """The timeline of a choice and an order. Fails (AssertionError) where the order breaks what calls wait
     for, lacks a call or names one twice; whether it fits into memory is `misfits`' to say."""
     todo, need = operations(problem, choice), needs(problem, choice)
-    stages = {slot.what: slot.stage for slot in order if slot.what in problem_calls(problem)}
+    calls = problem_calls(problem)
+    stages = {slot.what: slot.stage for slot in order if slot.what in calls}
     entries: list[Entry] = []
     ended: dict[str, float] = {}
     free: defaultdict[int, float] = defaultdict(float)
@@ -152,7 +153,7 @@ def problem_calls(problem: Problem) -> set[str]:
 
 def move_seconds(move: Move, source: range, destination: range) -> float:
     """Seconds of a move between two runs of devices."""
-    within = source.start <= destination.start and destination.stop <= source.stop
+    within = not destination or (source.start <= destination.start and destination.stop <= source.stop)
     return move.inside if within else move.apart
 
 
