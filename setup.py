@@ -115,7 +115,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["realflow", "realflow.*", "planner", "planner.*"]),
     # realflow/graphs is a link to graphs/, so that the graphs are found from wheel and tree alike.
-    package_data={"realflow": ["graphs/*.yaml", "py.typed"]},
+    package_data={"realflow": ["graphs/*.yaml", "py.typed"], "planner": ["*.yaml"]},
     install_requires=RUNTIME,
     extras_require={"dev": DEVELOPMENT},
     entry_points={"console_scripts": ["realflow = realflow.cli:main"]},

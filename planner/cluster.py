@@ -4,9 +4,10 @@
       - {name: node01, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
       - {name: node02, devices: 8, kind: cuda, memory: 80 GiB, inside: 450 GB/s, between: 50 GB/s}
 
-`memory` is that of one device (bytes, or a number with one of `_UNITS`); `kind` is cpu unless given.
-`inside` and `between` are what a device sends, and receives, within its node and to other nodes (bytes a
-second, or a number with one of `_SPEEDS`; b is a bit); they are assumed where they are not given.
+`memory` is that of one device (bytes, or a number with one of `_UNITS`); `kind` is cpu unless given, else
+cuda or a device of the planner's catalogue, which then has what is left out here. `inside` and `between`
+are what a device sends, and receives, within its node and to other nodes (bytes a second, or a number with
+one of `_SPEEDS`; b is a bit); they are assumed where nobody gives them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from planner.hardware import filled, gpu_kind
 from realflow.errors import InputError, Problem
 from realflow.graph.filekinds import refuse_other
 from realflow.graph.schema import TEXT, Kind, Report, Section, Wrong, whole
@@ -60,7 +62,7 @@ def local_cluster(devices: int | None = None) -> Cluster:
     if gpus:
         if devices > gpus:
             raise InputError(Problem(f"found {devices}, but this machine has {gpus} GPUs", where="devices"))
-        return Cluster((Node("local", devices, "cuda"),))
+        return Cluster((filled(Node("local", devices, _gpu_kind())),))
     return Cluster((Node("local", devices, "cpu", _memory() // devices),))
 
 
@@ -90,13 +92,16 @@ def _node(section: Section) -> Node:
         between=section.take("between", SPEED, None),
     )
     section.close(["name", "devices", "kind", "memory", "inside", "between"])
-    return node
+    return filled(node)
 
 
 def _read_amount(value: Any, units: Mapping[str, float]) -> float:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([A-Za-z/]*)", str(value))
-    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
-        raise Wrong
+    if match is None or isinstance(value, bool):
+        negative = re.match(r"-\s*[\d.]", str(value))
+        raise Wrong("it must be more than 0" if negative else "")
+    if float(match[1]) <= 0:
+        raise Wrong("it must be more than 0")
     if match[2] and match[2] not in units:
         alike = [unit for unit in units if unit.lower() == match[2].lower()]
         raise Wrong(f"did you mean {' or '.join(alike)}?" if alike else f"{match[2]} is no unit of it")
@@ -133,6 +138,15 @@ def _gpus() -> int:
         return present
     listed = [item for item in visible.split(",") if item.strip() and item.strip() != "-1"]
     return min(present, len(listed))
+
+
+def _gpu_kind() -> str:
+    """The catalogue's name of this machine's GPUs, `cuda` where they differ or are not in it."""
+    told = [
+        path.read_text(encoding="utf-8") for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
+    ]
+    found = {gpu_kind(match[1]) for text in told if (match := re.search(r"^Model:\s*(.+)$", text, re.M))}
+    return found.pop() if len(found) == 1 else "cuda"
 
 
 def _memory() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from realflow.planfile.check import idle_ranks
 from realflow.planfile.holdings import held_by, put_away, users
+from realflow.planfile.kinds import runtime_kind
 from realflow.planfile.ranks import format_ranks
 from realflow.planfile.types import Plan
 
@@ -22,7 +23,7 @@ def after_notes(plan: Plan) -> list[str]:
 def _capture_notes(plan: Plan) -> list[str]:
     """Captured decode steps read weights where they were at capture."""
     notes = []
-    kinds = [node.kind for node in plan.cluster.nodes for _ in range(node.devices)]
+    kinds = [runtime_kind(node.kind) for node in plan.cluster.nodes for _ in range(node.devices)]
     for call in plan.graph.calls:
         if call.op != "generate" or call.model is None:
             continue

@@ -6,6 +6,7 @@ Everything that is wrong in one file is told together, each problem with its lin
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from realflow.graph.schema import (
 from realflow.graph.yamlfile import KeyPath, load_yaml, parse_yaml
 from realflow.layout import Layout
 from realflow.planfile.check import AFTER, ENGINES, SCHEDULES, find_problems
+from realflow.planfile.kinds import RUNTIME_OF
 from realflow.planfile.ranks import LIMIT, parse_ranks
 from realflow.planfile.types import CAUSES, FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
 
@@ -97,13 +99,18 @@ def _read_hash(value: Any) -> str:
 
 
 def _read_kind(value: Any) -> str:
-    if value not in ("cpu", "cuda"):
+    if not isinstance(value, str) or value not in RUNTIME_OF:
         gpu = isinstance(value, str) and value.lower().startswith(("gpu", "nvidia"))
-        raise Wrong("did you mean 'cuda'?" if gpu else "")
-    return str(value)
+        raise Wrong("did you mean 'cuda'?" if gpu else _alike(value))
+    return value
 
 
-DEVICE_KIND = Kind("one of cpu, cuda", _read_kind)
+def _alike(value: Any) -> str:
+    near = difflib.get_close_matches(str(value).lower(), RUNTIME_OF, n=1, cutoff=0.7)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+DEVICE_KIND = Kind(f"one of {', '.join(RUNTIME_OF)}", _read_kind)
 TOP_KEYS = (
     "format",
     "graph",

@@ -12,6 +12,7 @@ from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import partition, with_head
 from realflow.planfile import Cluster, Plan
 from realflow.planfile.holdings import Edge, Held, Holding
+from realflow.planfile.kinds import runtime_kind
 from realflow.realloc.plan import transfers
 from realflow.realloc.schedule import Schedule
 from realflow.realloc.specs import TensorSpec
@@ -32,6 +33,11 @@ ASSUMED: Mapping[str, Links] = {
 }
 """Kind of device -> its links, where nothing was measured: processes of one machine over gloo and a
 10 Gbit/s network; NVLink 4 and a 400 Gbit/s adapter for each GPU."""
+
+
+def assumed(kind: str) -> Links:
+    """The links of a node of this kind, where its cluster says nothing."""
+    return ASSUMED[runtime_kind(kind)]
 
 
 def specs(card: Card, spec: ModelSpec, held: Iterable[Held]) -> dict[str, TensorSpec]:
@@ -99,6 +105,6 @@ def topology(cluster: Cluster) -> Topology:
     nodes = dict(enumerate(name.rpartition(":")[0] for name in cluster.devices))
     return Topology(
         nodes,
-        inside={node.name: node.inside or ASSUMED[node.kind].inside for node in cluster.nodes},
-        between_rank={node.name: node.between or ASSUMED[node.kind].between for node in cluster.nodes},
+        inside={node.name: node.inside or assumed(node.kind).inside for node in cluster.nodes},
+        between_rank={node.name: node.between or assumed(node.kind).between for node in cluster.nodes},
     )

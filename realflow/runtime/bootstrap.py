@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from realflow.errors import InputError, RunError
 from realflow.planfile import Cluster
+from realflow.planfile.kinds import runtime_kind
 from realflow.runtime.connect import Rendezvous
 
 RENDEZVOUS = "REALFLOW_RENDEZVOUS"
@@ -210,5 +211,5 @@ def meet(cluster: Cluster, mpi: Mpi, start: Start) -> Identity:
     told = mpi.all_gather(json.dumps(asdict(place)))
     rank = bind(cluster, [Place(**json.loads(text)) for text in told])[mpi.rank]
     kind = next(node.kind for node in cluster.nodes if cluster.devices[rank].startswith(f"{node.name}:"))
-    device = "cpu" if kind == "cpu" else f"cuda:{place.local_index}"
+    device = "cpu" if runtime_kind(kind) == "cpu" else f"cuda:{place.local_index}"
     return Identity(rank, mpi.size, place, mpi.local_size, device, shared)

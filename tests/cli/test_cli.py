@@ -246,7 +246,7 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "small budget": ("plan grpo --micro-batch-tokens 1", "micro_batch_tokens: found 1; expected at least 16"),
     "long responses": ("plan grpo max_new_tokens=64", "64 positions for prompt and response together"),
     "a folder that is nowhere": ("plan grpo model=./none", "beside the graph file or in"),
-    "wrong kind of device": ("explain gpuu.yaml", "expected one of cpu, cuda; did you mean 'cuda'?"),
+    "wrong kind of device": ("explain gpuu.yaml", "mi300x; did you mean 'cuda'?"),
     "unknown model to fetch": ("models fetch gpt", "expected one of"),
     "run without graph": ("run none", "neither a file nor a shipped graph"),
 }
