@@ -7,7 +7,7 @@ messages), corrected by a profile where it has measured. Every answer says where
     extrapolated  the nearest measurement, scaled by the roofline (other sizes, another shape, more ranks)
     catalogue     from data sheets alone
 
-    rates = make_rates(device, cluster_node, ranks_per_node=2, profile=profile)
+    rates = make_rates(node, profile=profile_or_None)     # node: realflow.planfile.Node, one for each kind
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from planner.formulas import Cut, Pass
 
 Source = Literal["measured", "extrapolated", "catalogue"]
-Phase = Literal["forward", "train", "recompute"]
-"""Inference or prefill; forward and backward; forward, forward again and backward."""
-Collective = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
+Doing = Literal["infer", "prefill", "forward", "backward", "recompute"]
+"""infer: a pass that keeps nothing. prefill: one of the generation engine. forward: one that keeps what the
+backward pass needs. backward: gradients, those of weights added into the float32 buffer. recompute:
+backward that first computes the forward again."""
+Collective = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
 
 _RANKING: tuple[Source, ...] = ("measured", "extrapolated", "catalogue")
 
@@ -49,43 +51,69 @@ def worse(one: Source, other: Source) -> Source:
 
 
 class Rates:
-    """Seconds on one kind of device. `busy` is how many ranks of a node compute at once (they share a
-    CPU's memory bandwidth and caches; a GPU does not care), this one included."""
+    """Seconds on one kind of device.
+
+    `dtype` is that of the compute weights. `busy` is how many ranks of a node compute at once, this one
+    included (they share a CPU's memory bandwidth and caches; a GPU does not care).
+    """
 
     def layer(
-        self, decoder: Decoder, kind: int, cut: Cut, one: Pass, phase: Phase, *, dtype: str, busy: int = 1
+        self, decoder: Decoder, kind: int, cut: Cut, one: Pass, doing: Doing, *, dtype: str, busy: int = 1
     ) -> Seconds:
-        """One pass through decoder layer number `kind` on one rank, with the collectives of its tensor
-        group (all of them inside a node); in training with what adds its gradients into their buffer."""
+        """One pass through a layer like number `kind` on one rank, with the collectives of its tensor
+        group (all of them inside a node)."""
         raise NotImplementedError
 
-    def embedding(
-        self, decoder: Decoder, cut: Cut, one: Pass, phase: Phase, *, dtype: str, busy: int = 1
+    def ends(
+        self,
+        decoder: Decoder,
+        cut: Cut,
+        one: Pass,
+        doing: Doing,
+        *,
+        dtype: str,
+        busy: int = 1,
+        first: bool = True,
+        last: bool = True,
     ) -> Seconds:
-        """The first stage's part before its layers."""
-        raise NotImplementedError
-
-    def head(
-        self, decoder: Decoder, cut: Cut, rows: int, phase: Phase, *, dtype: str, busy: int = 1
-    ) -> Seconds:
-        """The last stage's part after its layers: final norm, logits, and log probabilities (a value head:
-        values) of `rows` tokens."""
+        """What a pass computes outside its layers: on the `first` stage the embedding, on the `last` one
+        final norm, head and log probabilities (values of a value head) of `one.head_rows` tokens. In
+        `prefill` nothing but the embedding."""
         raise NotImplementedError
 
     def decode_layer(
-        self, decoder: Decoder, kind: int, cut: Cut, slots: int, context: float, *, dtype: str, busy: int = 1
+        self, decoder: Decoder, kind: int, cut: Cut, one: Pass, *, dtype: str, busy: int = 1
     ) -> Seconds:
-        """One layer of a decoding pass: a new token for each of `slots` sequences of `context` tokens."""
+        """One layer of a decoding pass (`decode_pass`). The engine reads, of every slot, as many positions
+        as the longest has: give that one's context for all."""
         raise NotImplementedError
 
-    def decode_ends(self, decoder: Decoder, cut: Cut, slots: int, *, dtype: str, busy: int = 1) -> Seconds:
-        """What a decoding pass does beside its layers: embedding, final norm, logits, drawing tokens, and
-        the engine's bookkeeping of `slots` samples."""
+    def decode_ends(
+        self,
+        decoder: Decoder,
+        cut: Cut,
+        slots: float,
+        *,
+        dtype: str,
+        busy: int = 1,
+        last: bool = True,
+    ) -> Seconds:
+        """What a decoding pass costs beside its layers: the engine's bookkeeping of `slots` samples, and on
+        the `last` stage final norm, logits and drawing tokens."""
         raise NotImplementedError
 
-    def optimizer(self, elements: int, *, dtype: str, busy: int = 1) -> Seconds:
-        """Norm, clipping, AdamW on `elements` masters of this rank and writing them into its compute
-        weights of `dtype` (the gathering over data ranks is a collective of its own)."""
+    def update(
+        self, elements: float, data: int = 1, *, dtype: str, busy: int = 1, per_node: int | None = None
+    ) -> Seconds:
+        """An optimizer step after the gradients are there: norm, clipping, AdamW on this rank's part of the
+        masters of `elements` parameters, compute weights of all `data` ranks gathered."""
+        raise NotImplementedError
+
+    def reduce_gradients(
+        self, elements: float, data: int, *, dtype: str, per_node: int | None = None
+    ) -> Seconds:
+        """By how much reducing the gradients of `elements` parameters over `data` ranks makes a minibatch
+        longer, where its backward pass hides nothing of it. (On a CPU it hides next to nothing.)"""
         raise NotImplementedError
 
     def collective(self, what: Collective, size: float, ranks: int, per_node: int | None = None) -> Seconds:
@@ -98,16 +126,22 @@ class Rates:
         """A message of `size` bytes to a rank of the same or (`between`) another node."""
         raise NotImplementedError
 
-    def host_copy(self, size: float) -> Seconds:
-        """Bytes between device and host memory."""
+    def realloc(self, size: float, *, between: bool = False) -> Seconds:
+        """Moving `size` bytes of weights to another rank: packed, sent, unpacked, as the busiest rank
+        does it."""
         raise NotImplementedError
 
-    def pack(self, size: float, *, busy: int = 1) -> Seconds:
-        """Gathering `size` bytes of strided weights into buckets, or scattering them from there."""
+    def copy(self, size: float, *, busy: int = 1) -> Seconds:
+        """Copying `size` bytes of weights within a rank's memory."""
+        raise NotImplementedError
+
+    def host_copy(self, size: float) -> Seconds:
+        """Bytes between device and host memory (on a CPU: to memory that is taken anew, and back)."""
         raise NotImplementedError
 
     def constant(self, name: str) -> Seconds:
-        """Seconds of bookkeeping: `dispatch` (a call's way from master to workers and back),
-        `micro_batch` (packing and preparing one), `train_step` (counts, metrics and norms of an optimizer
-        step), `infer_call`, `sample` (per sample that a rollout hands in), `decode_pass`."""
+        """Seconds of bookkeeping, `CONSTANTS`: `dispatch` (a call's way from master to workers and back),
+        `step` (the master's work at the end of a step), `micro_batch` (packing and preparing one),
+        `train_step` (counts, metrics and norms of a minibatch), `sample` (what a rollout and the calls
+        without a model cost for each sample)."""
         raise NotImplementedError
