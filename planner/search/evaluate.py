@@ -137,8 +137,10 @@ def misfits(problem: Problem, choice: Choice) -> dict[int, int]:
             need[device] += size
     active: defaultdict[int, int] = defaultdict(int)
     for call in problem.calls:
+        option = chosen(problem, choice, call.name)
         for device in choice[call.name].place:
-            active[device] = max(active[device], chosen(problem, choice, call.name).active_bytes)
+            need[device] += option.own_bytes
+            active[device] = max(active[device], option.active_bytes)
     lacks = {
         device: need[device] + active[device] - problem.memory_bytes[device]
         for device in sorted({*need, *active})

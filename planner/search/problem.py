@@ -17,8 +17,8 @@ class Option:
 
     `places` are the runs of devices that it may take, all of one length (`range(0)` alone: it takes no
     device). It runs for `seconds`, and `offload_seconds` more for what comes from host memory before and
-    goes back after. Each of its devices holds `static_bytes` all the time and `active_bytes` more while it
-    runs.
+    goes back after. Each of its devices holds `static_bytes` (weights) and `own_bytes` (of this call alone:
+    optimizer states, a cache) all the time, and `active_bytes` more while it runs.
 
     `layout` tells what reallocation distinguishes: calls of one model with equal layouts at one place share
     what they hold there (of their static bytes the largest counts). Where no call that shares it
@@ -33,6 +33,7 @@ class Option:
     layout: str = ""
     keeps: bool = True
     offload_seconds: float = 0.0
+    own_bytes: int = 0
 
     @property
     def size(self) -> int:

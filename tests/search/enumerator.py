@@ -109,7 +109,7 @@ def shortage(problem: Problem, choice: Choice) -> int:
     worst = 0
     for device, memory in enumerate(problem.memory_bytes):
         static: dict[tuple[str, str, range], int] = {}
-        active = 0
+        active, own = 0, 0
         for call in problem.calls:
             placed = choice[call.name]
             if device in placed.place:
@@ -120,8 +120,9 @@ def shortage(problem: Problem, choice: Choice) -> int:
                     placed.place,
                 )
                 static[what] = max(static.get(what, 0), option.static_bytes)
+                own += option.own_bytes
                 active = max(active, option.active_bytes)
-        worst = max(worst, sum(static.values()) + active - memory)
+        worst = max(worst, sum(static.values()) + own + active - memory)
     return worst
 
 

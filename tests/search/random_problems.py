@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from planner.search.problem import MOVE, Call, Choice, Move, Option, Order, Placed, Problem, Slot
 
@@ -91,6 +92,7 @@ def _option(rng: random.Random, width: int, nodes: int, model: str | None) -> Op
         seconds=seconds / max(1, size) ** 0.7,
         static_bytes=rng.choice((0, 1, 3, 6)),
         active_bytes=rng.choice((0, 2, 5)),
+        own_bytes=rng.choice((0, 0, 0, 2)),
         layout=rng.choice(LAYOUTS),
         keeps=rng.random() < 0.6,
         offload_seconds=rng.choice((0.0, 0.0, 0.5)),
@@ -122,10 +124,7 @@ def _cut(rng: random.Random, calls: list[Call], most: int) -> tuple[Call, ...]:
 
 
 def _at(option: Option, runs: tuple[range, ...]) -> Option:
-    return Option(
-        runs, option.seconds, option.static_bytes, option.active_bytes, option.layout, option.keeps,
-        option.offload_seconds,
-    )  # fmt: skip
+    return replace(option, places=runs)
 
 
 def _move(rng: random.Random) -> Move:
