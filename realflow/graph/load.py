@@ -13,6 +13,7 @@ from realflow.graph.check import wire
 from realflow.graph.filekinds import refuse_other
 from realflow.graph.follows import check_follows
 from realflow.graph.heads import check_heads
+from realflow.graph.lengths import check_lengths, check_trace, lengths_to_mapping, read_lengths
 from realflow.graph.params import apply_params, escape
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
 from realflow.graph.sections import check_data_path, read_data, read_models
@@ -30,6 +31,7 @@ TOP_KEYS = (
     "steps",
     "seed",
     "checkpoint",
+    "lengths",
     "folder",
 )
 _NAME = named("a name of letters, digits, '.', '_' and '-'", FILE_NAME)
@@ -94,6 +96,8 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
     steps = top.need("steps", whole(1), 1)
     seed = top.take("seed", whole(0, 2**63 - 1), 1)
     staleness = top.take("max_staleness", whole(), 0)
+    lengths_section = top.section("lengths", expected="a mapping with prompt and response, or with trace")
+    lengths = read_lengths(lengths_section, folder) if "lengths" in top else None
     params = _params(top)
     top.close(TOP_KEYS)
 
@@ -108,8 +112,12 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
         check_follows(models, wiring.calls, report)
         if data_section.sound:
             prompts, samples = check_sizes(wiring.calls, data, report)
+    if lengths is not None and complete and data_section.sound:
+        check_lengths(lengths_section, lengths, wiring.calls, data)
     if here and folder is not None:
         check_data_path(data_section, data, folder)
+        if lengths is not None:
+            check_trace(lengths_section, lengths)
     return Graph(
         name=name,
         models=models,
@@ -122,6 +130,7 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
         max_staleness=staleness,
         checkpoint_every=every,
         checkpoint_keep=keep,
+        lengths=lengths,
         params=params,
         extents={name: column.extent for name, column in wiring.columns.items()},
         dtypes={name: column.dtype for name, column in wiring.columns.items()},
@@ -160,6 +169,8 @@ def graph_to_mapping(graph: Graph) -> dict[str, Any]:
     result |= {"max_staleness": graph.max_staleness, "steps": graph.steps, "seed": graph.seed}
     if graph.checkpoint_every is not None:
         result["checkpoint"] = {"every": f"{graph.checkpoint_every} steps", "keep": graph.checkpoint_keep}
+    if graph.lengths is not None:
+        result["lengths"] = lengths_to_mapping(graph.lengths)
     if graph.folder:
         result["folder"] = graph.folder
     escaped: dict[str, Any] = escape(result)

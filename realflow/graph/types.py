@@ -209,6 +209,30 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How long prompts or responses are, in tokens: their mean, how far they spread (a standard deviation,
+    or the length that 9 of 10 stay within; neither: all are alike) and the longest (None: as the data or
+    the generate call allow)."""
+
+    mean: float
+    std: float | None = None
+    p90: float | None = None
+    longest: int | None = None
+
+
+@dataclass(frozen=True)
+class LengthsSpec:
+    """What the graph says of lengths, for the planner alone: numbers, distributions, or `trace`, the
+    samples.jsonl of a former run (or the folder of that run). What is None is assumed as long as allowed.
+    `common` tokens are those that all prompts begin with, such as a system prompt: they are computed once."""
+
+    prompt: Spread | None = None
+    response: Spread | None = None
+    trace: str | None = None
+    common: int = 0
+
+
+@dataclass(frozen=True)
 class Call:
     """One model-function call, with its declaration resolved.
 
@@ -244,7 +268,7 @@ class Graph:
     `checkpoint_every` is in steps (None: only at the end); the newest `checkpoint_keep` of these
     checkpoints are kept. `extents` and `dtypes` describe every field that data or calls write.
     `folder` is where the graph file lies, kept where functions are imported or data is read from
-    there (empty otherwise).
+    there (empty otherwise). `lengths` are those that the planner counts with.
     """
 
     name: str
@@ -258,6 +282,7 @@ class Graph:
     max_staleness: int = 0
     checkpoint_every: int | None = None
     checkpoint_keep: int = 3
+    lengths: LengthsSpec | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     extents: Mapping[str, Extent] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)

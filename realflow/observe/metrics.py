@@ -82,8 +82,8 @@ class _Board:
 class SamplesLog:
     """The samples of a run in samples.jsonl, one line each.
 
-    Rows: step, sample_id, group_id, prompt, completion, answer, rewards, finish_reason, length
-    (tokens, prompt included); a graph without some of them leaves them out.
+    Rows: step, sample_id, group_id, prompt, completion, answer, rewards, finish_reason, length and
+    prompt_length (tokens of the response, and of its prompt); a graph without some of them leaves them out.
     """
 
     def __init__(self, run_dir: Path | str) -> None:

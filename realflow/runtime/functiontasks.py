@@ -115,7 +115,9 @@ class FunctionTasks:
             columns = self._data.row(group).items()
             row |= {self._shown(name): v for name, v in columns if isinstance(v, str | int | float | list)}
             row |= {name: values[field][index] for name, field in call.reads.items() if name != MASK}
-            row["length"] = int(values[call.reads[MASK]][index].sum())
+            mask = values[call.reads[MASK]][index]
+            row["length"] = int(mask.sum())
+            row["prompt_length"] = len(mask) - row["length"]
             rows.append(row)
         return rows
 

@@ -12,7 +12,7 @@ RECORD = ":record"
 """Name of the call that the core adds to write samples.jsonl; no user's call can be named so."""
 
 MASK = ":loss_mask"
-"""Its name for the rollout's loss mask, which is read for the response's length alone."""
+"""Its name for the rollout's loss mask, which is read for the lengths of prompt and response alone."""
 
 
 def with_record(plan: Plan) -> Plan:
