@@ -1,0 +1,82 @@
+"""What ranks of one replica send each other: sympy expressions of bytes.
+
+Where a layer communicates is what the engine does (`realflow.models.tensor`): a sum over the tensor ranks
+after attention and after the MLP, and in backward before both; with sequence parallelism each sum is a
+reduce-scatter with an all-gather at the block's other end. Context ranks pass keys and values round a ring;
+expert ranks send tokens to their experts and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy as sp
+
+from planner.formulas.parts import WIDE
+from planner.formulas.symbols import D, H, b, c, h, k, n, r, t, u, y
+from planner.formulas.values import Axis, Operation, Phase
+
+ONE = sp.Integer(1)
+
+DRAWN = 3
+"""Numbers of 8 bytes for each row and rank that drawing from a cut vocabulary gathers, twice."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """`count` messages of `bytes` each (as in `Traffic`) over the ranks of an axis."""
+
+    operation: Operation
+    axis: Axis
+    bytes: sp.Expr
+    count: sp.Expr = ONE
+
+
+def layer_messages(phase: Phase, *, sequence: bool, sparse: bool) -> tuple[Message, ...]:
+    """Of one layer, over t, c and e ranks."""
+    if phase == "recompute":
+        forward, backward = (
+            layer_messages(each, sequence=sequence, sparse=sparse) for each in ("forward", "backward")
+        )
+        return forward + backward
+    found = [*_sums(n * H * b, 2, sequence=sequence and phase != "decode")]
+    keys = 2 * n * u * D
+    if phase == "decode":
+        # Each context rank has attended to its part of the cache: numerators, maxima and sums.
+        found.append(Message("all_reduce", "c", n * h * (D + 2) * WIDE))
+    else:
+        found.append(Message("p2p", "c", keys * b, c - 1))
+    if phase == "backward":
+        found.append(Message("p2p", "c", keys * WIDE, c))
+    if sparse:
+        found.append(Message("all_to_all", "e", n * k * H * b, sp.Integer(2)))
+    return tuple(found)
+
+
+def ends_messages(phase: Phase, *, sequence: bool, lm: bool) -> dict[str, tuple[Message, ...]]:
+    """Of embedding and head, over t ranks. (Backward computes no embedding or head again.)"""
+    states = n * H * b
+    if phase == "decode":
+        drawn = Message("all_gather", "t", 8 * DRAWN * r * t, sp.Integer(2))
+        return {"embedding": (Message("all_reduce", "t", states),), "head": (drawn,) if lm else ()}
+    gather, scatter = Message("all_gather", "t", states), Message("reduce_scatter", "t", states)
+    if phase == "forward":
+        sums = (Message("all_reduce", "t", r * WIDE), Message("all_reduce", "t", 3 * r * WIDE))
+        return {
+            "embedding": (scatter,) if sequence else (Message("all_reduce", "t", states),),
+            "head": ((gather,) if sequence else ()) + (sums if lm else ()),
+        }
+    into = (scatter if sequence else Message("all_reduce", "t", states),) if lm else ()
+    return {"embedding": (gather,) if sequence else (), "head": into}
+
+
+def stage_message() -> Message:
+    """Hidden states from a stage to the next, or their gradients back."""
+    return Message("p2p", "p", y * H * b)
+
+
+def _sums(size: sp.Expr, count: int, *, sequence: bool) -> tuple[Message, ...]:
+    times = sp.Integer(count)
+    if sequence:
+        return (Message("all_gather", "t", size, times), Message("reduce_scatter", "t", size, times))
+    return (Message("all_reduce", "t", size, times),)
