@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from comparing import largest
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -18,10 +19,23 @@ from realflow.layout import Layout, cut
 
 STEPS, SAMPLES, TEMPERATURE = 3, 28, 0.8
 SPEC = OptimizerSpec(lr=1e-2, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
-# Adam moves an element whose gradient is all but zero by the sign of rounding errors. In float32 an eps
-# of a thousandth of a usual element keeps runs comparable: with 1e-8, at 4 ranks, three of twenty models
-# passed 2e-3 in one tensor (2.7e-3, 2.7e-3, 1.4e-2), under d4 alone too.
-FLOAT32_SPEC = replace(SPEC, eps=1e-5)
+# Adam moves an element whose gradient is all but zero by the sign of rounding errors, and one such element
+# may be more of its tensor's update than the bound. So float32 models are drawn such that plain Hugging
+# Face in float32 is within 2e-4 of itself in float64 in every update (and within 6e-6 in the gradients of
+# equal weights), for three orders of the samples: with seed 3, else the next that does.
+# docs/decisions-training.md has what was found.
+SEED = 3
+SEEDS = {
+    "llama-tied-lm-3-float32": 4,
+    "mistral-tied-lm-3-float32": 4,
+    "qwen2-untied-lm-4-float32": 4,
+    "qwen3-tied-lm-8-float32": 6,
+    "qwen3-untied-lm-3-float32": 4,
+    "qwen3-untied-lm-8-float32": 4,
+    "gemma3-tied-lm-8-float32": 4,
+    "gemma3-untied-lm-3-float32": 4,
+    "gemma3-untied-lm-8-float32": 7,
+}
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
 READS = {"old_logprobs": "logprobs", "advantages": "advantages"}
 EXTENTS = {"logprobs": "token", "tokens": "token", "loss_mask": "token", "advantages": "sample"}
@@ -47,10 +61,6 @@ class Case:
     @property
     def shape(self) -> Layout:
         return Layout.parse(self.layout)
-
-    @property
-    def spec(self) -> OptimizerSpec:
-        return SPEC if self.dtype == "float64" else FLOAT32_SPEC
 
     @property
     def layers(self) -> int:
@@ -155,12 +165,12 @@ def make_model(folder: Path, case: Case) -> None:
         changes["layer_types"] = [kinds[index % 2] for index in range(case.layers)]
     path = folder / case.model
     if case.head == "lm":
-        tiny_model(path, case.family, case.dtype, tied=case.tied, seed=3, **changes)
+        tiny_model(path, case.family, case.dtype, tied=case.tied, seed=SEEDS.get(case.model, SEED), **changes)
         return
     config = tiny_config(case.family, tied=case.tied, **changes)
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, case.dtype))
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
@@ -211,18 +221,45 @@ def inferred(model: torch.nn.Module, case: Case, sample: Mapping[str, Any]) -> t
 
 
 def reference(folder: Path, case: Case, steps: int) -> dict[str, torch.Tensor]:
-    """`steps` steps of plain Hugging Face and torch: one rank, one sample at a time."""
-    auto = AutoModelForCausalLM if case.head == "lm" else AutoModelForSequenceClassification
-    wide = torch.float64 if case.dtype == "float64" else torch.float32  # bfloat16 trains float32 masters
-    model = auto.from_pretrained(folder / case.model, dtype=wide)
+    """`steps` steps of plain Hugging Face and torch; one more in float32, for the gradient after `STEPS`.
+
+    `rounding` is how far updates in float32 are from those in float64.
+    """
     if case.dtype == "float64":
+        return train(folder, case, steps, torch.float64)
+    results = train(folder, case, STEPS + 1, torch.float32)  # bfloat16 trains float32 masters
+    if case.dtype == "float32":
+        truth = train(folder, case, STEPS, torch.float64)
+        results["rounding"] = torch.tensor(rounding(results, truth, f"update{STEPS}"))
+    return results
+
+
+def wanted(run: Mapping[str, torch.Tensor], kind: str, name: str) -> torch.Tensor:
+    """A parameter's gradient in step 0 (kind `g0`) or the sum of its first three updates (`update3`)."""
+    if kind.startswith("update"):
+        return run[f"w{kind.removeprefix('update')}/{name}"].double() - run[f"w0/{name}"].double()
+    return run[f"{kind}/{name}"].double()
+
+
+def rounding(run: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor], kind: str) -> float:
+    """The largest ‖a - b‖ / ‖b‖ of a parameter."""
+    names = [key.removeprefix("w0/") for key in truth if key.startswith("w0/")]
+    pairs = [(wanted(run, kind, name), wanted(truth, kind, name)) for name in names]
+    return largest(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def train(folder: Path, case: Case, steps: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Plain Hugging Face and torch in `dtype`: one rank, one sample at a time."""
+    auto = AutoModelForCausalLM if case.head == "lm" else AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder / case.model, dtype=dtype)
+    if dtype == torch.float64:
         exact_norms(model)
     named = dict(model.named_parameters())
     groups = [
         {"params": [p for p in named.values() if p.dim() > 1], "weight_decay": SPEC.weight_decay},
         {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=SPEC.lr, betas=SPEC.betas, eps=case.spec.eps)
+    optimizer = torch.optim.AdamW(groups, lr=SPEC.lr, betas=SPEC.betas, eps=SPEC.eps)
     results = {f"w0/{name}": p.detach().clone() for name, p in named.items()}
     results["inferred"] = torch.cat([inferred(model, case, sample) for sample in samples_of(0)])
     for step in range(steps):
