@@ -23,12 +23,10 @@ from realflow.models.card import ITEMSIZE, Card
 from realflow.planfile import CallPlan, Cluster, Plan
 from realflow.planfile.holdings import After, Held, Holding, follow_edges, holdings, planned_edges, put_away
 from realflow.planfile.types import CAUSES
+from realflow.realloc.messages import BUCKET_BYTES
 
 HOST = "cpu"
 """The kind of a device whose memory is the host's."""
-
-BUCKET_BYTES = 64 << 20
-"""Most bytes of one of the two buckets of reallocation."""
 
 Sizes = dict[str, int]
 

@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 
 from realflow.realloc import Reallocation, transfers
-from realflow.realloc.buckets import ALONE_BYTES, BUCKET_BYTES, Buckets
+from realflow.realloc.buckets import Buckets
+from realflow.realloc.messages import ALONE_BYTES, BUCKET_BYTES
 from realflow.realloc.pack import checksums
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

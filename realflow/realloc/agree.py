@@ -29,11 +29,11 @@ def agree(bound: Bound, messages: Iterable[Message]) -> None:
     same on both and on all who are near them, or one that was lost.
     """
     mine = {peer: _tensor(bound, [value]) for peer, value in _digests(bound, messages).items()}
-    theirs = _swapped(bound, mine)
+    theirs = swapped(bound, mine)
     wrong = [peer for peer, value in theirs.items() if value.item() != mine[peer].item()]
     found = min((_pair(bound.rank, peer) for peer in wrong), default=None)
     for _ in range(PASSED_ON):
-        told = _swapped(bound, dict.fromkeys(mine, _tensor(bound, found or (-1, -1))))
+        told = swapped(bound, dict.fromkeys(mine, _tensor(bound, found or (-1, -1))))
         heard = [(low, high) for low, high in (pair.tolist() for pair in told.values()) if low >= 0]
         found = min([*heard, *([found] if found else [])], default=None)
     if found is not None:
@@ -48,7 +48,7 @@ def _digests(bound: Bound, messages: Iterable[Message]) -> dict[int, int]:
     texts: dict[int, list[str]] = {}
     for message in messages:
         sends = message.source == bound.rank
-        peer = message.destination if sends else message.source
+        peer = message.other(bound.rank)
         for name, box in message.pieces:
             stored = bound.end(name, box, message.hop, sends).dtype
             text = (
@@ -61,7 +61,7 @@ def _digests(bound: Bound, messages: Iterable[Message]) -> dict[int, int]:
     }
 
 
-def _swapped(bound: Bound, mine: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+def swapped(bound: Bound, mine: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Give each partner a tensor and get its own. All follow one order, as NCCL needs (see `_Exchange`)."""
     theirs = {peer: torch.empty_like(tensor) for peer, tensor in mine.items()}
     works: list[tuple[int, dist.Work | None]] = []

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from realflow.errors import InputError
-from realflow.layout import Box, lengths
+from realflow.layout import Box, box_size, lengths
 from realflow.realloc.buckets import Buckets
-from realflow.realloc.messages import Message, messages
+from realflow.realloc.messages import Message, messages, within
 from realflow.realloc.pack import Row, Side, contiguous, rows, table
 from realflow.realloc.schedule import Schedule, Transfer
 from realflow.realloc.storage import Bindings, Computed, Storage, find
@@ -152,6 +152,24 @@ class Bound:
             found.extend(rows(lengths(part), there, here, self.decay is not None))
         made = table(found)
         return Launch(tuple(sources.held), made), Launch(tuple(destinations.held), made)
+
+    def copy_batches(self) -> Iterator[tuple[Launch, Launch]]:
+        """Local copies in tables of about a slot each, so that messages are served between them."""
+        batch: list[tuple[str, Box]] = []
+        filled = 0
+        limit = self.buckets.slot_bytes
+        for copy in self.part.copies:
+            if copy.source != self.rank or self.shared(copy):
+                continue
+            size = find(self.read, copy.name, copy.box, self.rank).dtype.itemsize
+            for box in within(copy.box, max(1, limit // size)):
+                if batch and filled + box_size(box) * size > limit:
+                    yield self.copies(batch)
+                    batch, filled = [], 0
+                batch.append((copy.name, box))
+                filled += box_size(box) * size
+        if batch:
+            yield self.copies(batch)
 
     def shared(self, copy: Transfer) -> bool:
         """Whether source and destination of a copy are the same memory."""

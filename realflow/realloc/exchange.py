@@ -3,31 +3,39 @@
 Memory beyond the two layouts is two buckets, one to send from and one to receive into. Each is
 halved, so that one half is packed or unpacked while the other travels. What lies in one run of
 memory travels without them.
+
+Ranks that share memory (`neighbours`) send no bytes: a receiver unpacks what it gets from the half that
+the sender has packed. They tell one another so in two small messages of their group, "packed" and
+"unpacked", which also order the two sides' accesses, end when a peer is lost and last as long as
+any other message may.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from realflow.errors import RunError
-from realflow.layout import Box, box_size
+from realflow.layout import box_size
 from realflow.realloc.agree import agree
 from realflow.realloc.bound import Bound, Launch, Wire
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.compare import Received, checked
-from realflow.realloc.messages import Message, within
+from realflow.realloc.messages import Message
+from realflow.realloc.neighbours import neighbours
 from realflow.realloc.pack import checksums, move
 from realflow.realloc.schedule import Schedule
-from realflow.realloc.storage import Bindings, find
+from realflow.realloc.storage import Bindings
 
 IN_FLIGHT = 16
 """Messages of a rank that may be under way. Two that it sends and two that it receives are in slots."""
+PACKED, UNPACKED = 0, 1
+"""Tags of the messages about memory that is shared: of any other message, and of the answer."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Moved:
     received_bytes: int
     copied_bytes: int
     seconds: float
+    shared_bytes: int = 0
+    """Of `sent_bytes`, those that went through memory that both ranks share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +57,23 @@ class _End:
     message: Message
     sends: bool
     launch: Launch
-    direct: bool  # sent from, or received into, the storage itself
 
     @property
     def side(self) -> str:
         return "send" if self.sends else "receive"
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A message under way: the slot that it has here, what travels, and what is waited for.
+
+    What travels is the message; of one in shared memory its first byte there, int64 [1].
+    """
+
+    end: _End
+    slot: torch.Tensor | None
+    travels: torch.Tensor
+    works: list[dist.Work]
 
 
 class Reallocation:
@@ -83,9 +105,9 @@ class Reallocation:
     ) -> None:
         self._bound = bound = Bound(part, rank, group, read, write, buckets or Buckets(), wire, decay)
         self._ends = [_end(bound, message) for message in bound.messages()]
-        self._copies = list(_copies(bound))
+        self._copies = list(bound.copy_batches())
         self._received: Received = {}
-        self._agreed = False
+        self._neighbours: dict[int, torch.Tensor] | None = None  # known from the first run on
         self.sent_bytes = sum(end.message.bytes for end in self._ends if end.sends)
         self.received_bytes = sum(end.message.bytes for end in self._ends if not end.sends)
         self.copied_bytes = sum(part.bytes_of(copy) for copy in part.copies if copy.source == rank)
@@ -98,13 +120,21 @@ class Reallocation:
         average. Raises RunError where a peer is lost or has another schedule.
         """
         started = time.perf_counter()
-        if not self._agreed:
-            agree(self._bound, [end.message for end in self._ends])
-            self._agreed = True
+        if self._neighbours is None:
+            found = [end.message for end in self._ends]
+            agree(self._bound, found)
+            self._neighbours = neighbours(self._bound, found)
         self._received = {}
-        _Exchange(self._bound, self._ends, self._copies, self._received if record else None).run()
+        received = self._received if record else None
+        _Exchange(self._bound, self._ends, self._copies, self._neighbours, received).run()
         seconds = time.perf_counter() - started
-        return Moved(self.sent_bytes, self.received_bytes, self.copied_bytes, seconds)
+        return Moved(self.sent_bytes, self.received_bytes, self.copied_bytes, seconds, self.shared_bytes)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of `sent_bytes`, those to ranks that share memory with this one; known after the first run."""
+        near = self._neighbours or {}
+        return sum(end.message.bytes for end in self._ends if end.sends and end.message.destination in near)
 
     @torch.no_grad()
     def verify(self, share: float = 1.0, seed: int = 0) -> int:
@@ -146,27 +176,17 @@ def verify(
 
 def _end(bound: Bound, message: Message) -> _End:
     sends = message.source == bound.rank
-    launch = bound.launch(message, sends)
-    return _End(message, sends, launch, launch.run is not None)
+    return _End(message, sends, bound.launch(message, sends))
 
 
-def _copies(bound: Bound) -> Iterator[tuple[Launch, Launch]]:
-    """Local copies in tables of about a slot each, so that messages are served between them."""
-    batch: list[tuple[str, Box]] = []
-    filled = 0
-    limit = bound.buckets.slot_bytes
-    for copy in bound.part.copies:
-        if copy.source != bound.rank or bound.shared(copy):
-            continue
-        size = find(bound.read, copy.name, copy.box, bound.rank).dtype.itemsize
-        for box in within(copy.box, max(1, limit // size)):
-            if batch and filled + box_size(box) * size > limit:
-                yield bound.copies(batch)
-                batch, filled = [], 0
-            batch.append((copy.name, box))
-            filled += box_size(box) * size
-    if batch:
-        yield bound.copies(batch)
+def _wait(work: dist.Work, message: Message) -> None:
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise RunError(
+            f"realloc: the message of {message.bytes} bytes from rank {message.source} to rank "
+            f"{message.destination} failed: {error}"
+        ) from error
 
 
 class _Exchange:
@@ -185,18 +205,27 @@ class _Exchange:
         bound: Bound,
         ends: list[_End],
         copies: list[tuple[Launch, Launch]],
+        near: Mapping[int, torch.Tensor],
         received: Received | None,
     ) -> None:
-        self._bound, self._received = bound, received
+        self._bound, self._near, self._received = bound, near, received
         self._copies = deque(copies)
         self._queue = deque(ends)
         self._free = {side: self._slots(side) for side in ("send", "receive")}
-        self._flying: dict[tuple[int, int, int, int], tuple[_End, torch.Tensor, dist.Work]] = {}
+        self._flying: dict[tuple[int, int, int, int], _Flight] = {}
         self._awaited = sum(not end.sends and not end.message.hop for end in ends)  # of hop 0
+        self._answers: list[tuple[dist.Work, _Flight]] = []  # with what is being sent
 
     def _slots(self, side: str) -> list[torch.Tensor]:
-        sizes = [end.message.bytes for end in self._queue if end.side == side and not end.direct]
+        sizes = [end.message.bytes for end in self._queue if end.side == side and self._in_slot(end)]
         return list(self._bound.buckets.slots(side, max(sizes))) if sizes else []
+
+    def _shared(self, end: _End) -> bool:
+        return end.message.other(self._bound.rank) in self._near
+
+    def _in_slot(self, end: _End) -> bool:
+        """Whether a message needs a slot here: what is shared is received from the sender's."""
+        return end.sends if self._shared(end) else end.launch.run is None
 
     def run(self) -> None:
         while self._queue or self._flying:
@@ -207,6 +236,8 @@ class _Exchange:
                 self._complete()
         while self._copies:
             self._copy()
+        for work, flight in self._answers:
+            _wait(work, flight.end.message)
 
     def _ready(self) -> bool:
         """Whether the next message may start."""
@@ -215,42 +246,54 @@ class _Exchange:
         end = self._queue[0]
         if end.sends and end.message.hop and self._awaited:
             return False
-        return end.direct or bool(self._free[end.side])
+        return bool(self._free[end.side]) or not self._in_slot(end)
 
     def _post(self, end: _End) -> None:
         """Start one message: packed and sent, or awaited."""
-        message, group = end.message, self._bound.group
-        slot = end.launch.memory() if end.direct else self._free[end.side].pop()
-        buffer = slot[: message.bytes]
-        if end.sends:
-            if not end.direct:
-                move(end.launch.tensors(), end.launch.table, [buffer])
-            work = dist.isend(buffer, message.destination, group=group)
+        message, shared = end.message, self._shared(end)
+        slot = self._free[end.side].pop() if self._in_slot(end) else None
+        if end.sends and slot is not None:
+            move(end.launch.tensors(), end.launch.table, [slot[: message.bytes]])
+        if shared:
+            travels = torch.tensor([0 if slot is None else slot.storage_offset()])
         else:
-            work = dist.irecv(buffer, message.source, group=group)
+            travels = end.launch.memory() if slot is None else slot[: message.bytes]
+        works = [self._begin(travels, message, end.sends, PACKED)]
+        if shared and end.sends:
+            works.append(self._begin(torch.zeros_like(travels), message, False, UNPACKED))
+        self._flying[message.order] = _Flight(end, slot, travels, works)
+
+    def _begin(self, tensor: torch.Tensor, message: Message, sends: bool, tag: int) -> dist.Work:
+        """Send a tensor to the other end of a message, or receive it from there."""
+        start = dist.isend if sends else dist.irecv
+        work = start(tensor, message.other(self._bound.rank), group=self._bound.group, tag=tag)
         assert work is not None, "this rank is outside the process group"
-        self._flying[message.order] = (end, slot, work)
+        return work
 
     def _complete(self) -> None:
         """Wait for the first message in flight, and unpack it."""
-        end, slot, work = self._flying.pop(min(self._flying))
-        message = end.message
-        try:
-            work.wait()
-        except RuntimeError as error:
-            raise RunError(
-                f"realloc: the message of {message.bytes} bytes from rank {message.source} to rank "
-                f"{message.destination} failed: {error}"
-            ) from error
+        flight = self._flying.pop(min(self._flying))
+        end = flight.end
+        for work in flight.works:
+            _wait(work, end.message)
         if not end.sends:
-            buffer = slot[: message.bytes]
-            if self._received is not None:
-                self._record(message, buffer)
-            if not end.direct:
-                move([buffer], end.launch.table, end.launch.tensors(), self._bound.decay or 0.0)
-            self._awaited -= not message.hop
-        if not end.direct:
-            self._free[end.side].append(slot)
+            self._unpack(flight)
+            self._awaited -= not end.message.hop
+        if flight.slot is not None:
+            self._free[end.side].append(flight.slot)
+
+    def _unpack(self, flight: _Flight) -> None:
+        end, message = flight.end, flight.end.message
+        shared, buffer = self._shared(end), flight.travels
+        if shared:
+            first = int(flight.travels)
+            buffer = self._near[message.source][first : first + message.bytes]
+        if self._received is not None:
+            self._record(message, buffer)
+        if shared or flight.slot is not None:
+            move([buffer], end.launch.table, end.launch.tensors(), self._bound.decay or 0.0)
+        if shared:
+            self._answers.append((self._begin(flight.travels, message, True, UNPACKED), flight))
 
     def _record(self, message: Message, buffer: torch.Tensor) -> None:
         """Keep the checksum of every piece as it arrived."""

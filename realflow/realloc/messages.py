@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from realflow.layout import Box, box_size
 from realflow.realloc.schedule import Schedule, Transfer
 
+BUCKET_BYTES = 64 << 20
+"""Most bytes of each of the two buckets of a rank; a message has at most half as many."""
+ALONE_BYTES = 8 << 20
+"""Pieces of as many bytes are messages of their own."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -32,6 +37,10 @@ class Message:
         a permutation, so that neighbours in this order seldom wait for the same rank.
         """
         return self.hop, self.turn, self.destination - self.source, self.source
+
+    def other(self, rank: int) -> int:
+        """The rank at the other end from `rank`."""
+        return self.destination if rank == self.source else self.source
 
 
 def messages(schedule: Schedule, limit: int, alone: int | None = None) -> list[Message]:

@@ -119,36 +119,6 @@ def move(
         ) from error
 
 
-def pack(views: Sequence[torch.Tensor], buffer: torch.Tensor) -> int:
-    """Copy `views` (any shapes, strides and dtypes) into `buffer` (uint8 [n]) without gaps.
-
-    Returns the bytes written.
-    """
-    found, total = _beside(views, into=True)
-    move(views, found, [buffer])
-    return total
-
-
-def unpack(buffer: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
-    """Copy `buffer` (uint8 [n]), as `pack` filled it, into `views`. Returns the bytes read."""
-    found, total = _beside(views, into=False)
-    move([buffer], found, views)
-    return total
-
-
-def _beside(views: Sequence[torch.Tensor], into: bool) -> tuple[torch.Tensor, int]:
-    """The table that packs views, or the one that unpacks them, and the packed size in bytes."""
-    found: list[Row] = []
-    packed = 0
-    for index, view in enumerate(views):
-        size = view.element_size()
-        there = Side(index, 0, tuple(step * size for step in view.stride()), view.dtype)
-        here = Side(0, packed, contiguous(view.shape, size), view.dtype)
-        found.extend(rows(view.shape, there, here) if into else rows(view.shape, here, there))
-        packed += view.numel() * size
-    return table(found), packed
-
-
 def checksums(buffer: torch.Tensor, bounds: Sequence[int]) -> list[int]:
     """64 bits for each range `[bounds[i], bounds[i + 1])` of a buffer (uint8 [n]).
 

@@ -29,10 +29,10 @@ class Transport:
     """Notes every start and end of a message, and every call of the kernel."""
 
     events: list[str] = field(default_factory=list)
-    agreed: int = 0
+    near: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def start(self, what: str) -> Callable[..., Transport.Work]:
-        def post(tensor: torch.Tensor, peer: int, group: object = None) -> Transport.Work:
+        def post(tensor: torch.Tensor, peer: int, group: object = None, tag: int = 0) -> Transport.Work:
             self.events.append(f"{what} {peer}")
             return Transport.Work(self, f"{what} {peer}")
 
@@ -53,6 +53,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> Transport:
     monkeypatch.setattr(execute.dist, "isend", made.start("send"))
     monkeypatch.setattr(execute.dist, "irecv", made.start("receive"))
     monkeypatch.setattr(execute, "agree", lambda bound, messages: None)
+    monkeypatch.setattr(execute, "neighbours", lambda bound, messages: made.near)
     kernel = execute.move
 
     def move(*arguments: object) -> None:

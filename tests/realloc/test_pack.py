@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from realflow.errors import InputError, RunError
 from realflow.realloc import pack as packing
-from realflow.realloc.pack import Side, checksums, contiguous, move, pack, rows, table, unpack
+from realflow.realloc.pack import Row, Side, checksums, contiguous, move, rows, table
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int16, torch.uint8, torch.bool]
 quick = settings(max_examples=100, deadline=None)
@@ -44,6 +44,34 @@ def checksum(tensor: torch.Tensor) -> int:
     return checksums(data, (0, len(data)))[0]
 
 
+def pack(views: list[torch.Tensor], buffer: torch.Tensor) -> int:
+    """Into `buffer` without gaps; the bytes written."""
+    found, total = beside(views, into=True)
+    move(views, found, [buffer])
+    return total
+
+
+def unpack(buffer: torch.Tensor, views: list[torch.Tensor]) -> int:
+    """What `pack` put there, back; the bytes read."""
+    found, total = beside(views, into=False)
+    move([buffer], found, views)
+    return total
+
+
+def beside(views: list[torch.Tensor], into: bool) -> tuple[torch.Tensor, int]:
+    """The table that packs views, or unpacks them, and the bytes."""
+    found: list[Row] = []
+    packed = 0
+    for index, view in enumerate(views):
+        there, here = (
+            side(view, index),
+            Side(0, packed, contiguous(view.shape, view.element_size()), view.dtype),
+        )
+        found.extend(rows(view.shape, there, here) if into else rows(view.shape, here, there))
+        packed += view.numel() * view.element_size()
+    return table(found), packed
+
+
 @quick
 @given(found=st.lists(views(), max_size=5))
 def test_pack_and_unpack_equal_torch(found: list[torch.Tensor]) -> None:
@@ -59,9 +87,9 @@ def test_pack_and_unpack_equal_torch(found: list[torch.Tensor]) -> None:
     assert all(torch.equal(view, old) for view, old in zip(found, before, strict=True))
 
 
-def side(view: torch.Tensor) -> Side:
+def side(view: torch.Tensor, base: int = 0) -> Side:
     size = view.element_size()
-    return Side(0, 0, tuple(step * size for step in view.stride()), view.dtype)
+    return Side(base, 0, tuple(step * size for step in view.stride()), view.dtype)
 
 
 NUMBERS = [torch.float64, torch.float32, torch.bfloat16]
