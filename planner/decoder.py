@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from planner.families import ConfigReader, family_of
+from realflow.models.partition import balanced
 
 Head = Literal["lm", "value", "reward"]
 Norm = Literal["rms", "layer"]
@@ -135,6 +137,19 @@ class Decoder:
         """All parameters, tied ones once."""
         layers = sum(self.layer_size(kind) * count for kind, count in self.kinds().items())
         return layers + self.norm_size + self.embedding_size + (0 if self.tied else self.head_size)
+
+
+@lru_cache(maxsize=1024)
+def stage_cuts(decoder: Decoder, count: int) -> tuple[tuple[int, int], ...]:
+    """The layers `[first, stop)` of each of `count` pipeline stages, so that the slowest is as fast as can
+    be: for models that run, those of `realflow.models.partition.stages`."""
+    assert 1 <= count <= len(decoder.layers), (count, len(decoder.layers))
+    known = {layer: decoder.layer_size(kind, active=True) for kind in decoder.kinds()
+             for layer in [decoder.layers[kind]]}  # fmt: skip
+    sizes = [float(known[layer]) for layer in decoder.layers]
+    last = float(decoder.norm_size + decoder.head_size)
+    ends = balanced(sizes, count, float(decoder.hidden), last)
+    return tuple(zip((0, *ends[:-1]), ends, strict=True))
 
 
 def read_decoder(config: Mapping[str, Any], head: Head = "lm", file: str = "") -> Decoder:

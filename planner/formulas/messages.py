@@ -8,7 +8,7 @@ expert ranks send tokens to their experts and back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 
@@ -32,13 +32,17 @@ class Message:
     count: sp.Expr = ONE
 
 
-def layer_messages(phase: Phase, *, sequence: bool, sparse: bool) -> tuple[Message, ...]:
-    """Of one layer, over t, c and e ranks."""
+def layer_messages(phase: Phase, *, sequence: bool, sparse: bool, skips: bool = False) -> tuple[Message, ...]:
+    """Of one layer, over t, c and e ranks. `skips`: a forward that is computed again for backward leaves its
+    last sum out (`parts.ends_in_product`)."""
     if phase == "recompute":
-        forward, backward = (
-            layer_messages(each, sequence=sequence, sparse=sparse) for each in ("forward", "backward")
+        forward = layer_messages("forward", sequence=sequence, sparse=sparse)
+        last = "reduce_scatter" if sequence else "all_reduce"
+        again = (
+            replace(one, count=one.count - 1) if skips and (one.operation, one.axis) == (last, "t") else one
+            for one in forward
         )
-        return forward + backward
+        return (*again, *layer_messages("backward", sequence=sequence, sparse=sparse))
     found = [*_sums(n * H * b, 2, sequence=sequence and phase != "decode")]
     keys = 2 * n * u * D
     if phase == "decode":

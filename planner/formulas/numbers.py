@@ -41,16 +41,20 @@ def layer_parts(
 
 def ends_work(decoder: Decoder, cut: Cut, one: Pass, phase: Phase, itemsize: int = 2) -> dict[str, Work]:
     """What the first stage computes before its layers (`embedding`), and the last one after them
-    (`final_norm`, `head`, and of a language model `logprobs`: those of given tokens, or drawing one)."""
-    if phase == "recompute":  # only layers are computed again
-        phase = "backward"
+    (`final_norm`, `head`, and of a language model `logprobs`: those of given tokens, or drawing one). In
+    backward also `embedding_gradients` and `head_gradients`, and `head_again` where the logits were too
+    large to keep."""
     names, call = _compiled_parts(_shape(decoder, 0), "ends", phase)
     runtime = _runtime(decoder, 0, cut, one, phase)
     given = shares(decoder, 0, cut)
     numbers = call(*runtime, itemsize, *given)
     found = {name: Work(*numbers[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
     rows = runtime[4]
-    if phase == "backward" and decoder.head == "lm" and rows * given.vocab * itemsize > KEPT_LOGITS:
+    if (
+        phase in ("backward", "recompute")
+        and decoder.head == "lm"
+        and rows * given.vocab * itemsize > KEPT_LOGITS
+    ):
         found["head_again"] = Work(*_again()(*runtime, itemsize, *given))
     return found
 
@@ -59,9 +63,7 @@ def layer_traffic(
     decoder: Decoder, kind: int, cut: Cut, one: Pass, phase: Phase, itemsize: int = 2
 ) -> tuple[Traffic, ...]:
     """What the ranks of one replica send each other in a layer, axes of one rank left out."""
-    call, described = _compiled_messages(
-        "layer", phase, cut.sequence_parallel, decoder.layers[kind].experts > 0
-    )
+    call, described = _compiled_messages("layer", phase, cut.sequence_parallel, _shape(decoder, kind))
     return _traffic(call, described, decoder, kind, cut, one, phase, itemsize)
 
 
@@ -71,14 +73,14 @@ def ends_traffic(
     """What the tensor ranks send each other at the `embedding` and at the `head`."""
     found = {}
     for end in ("embedding", "head"):
-        call, described = _compiled_messages(end, phase, cut.sequence_parallel, decoder.head == "lm")
+        call, described = _compiled_messages(end, phase, cut.sequence_parallel, _shape(decoder, 0))
         found[end] = _traffic(call, described, decoder, 0, cut, one, phase, itemsize)
     return found
 
 
 def stage_traffic(decoder: Decoder, cut: Cut, one: Pass, phase: Phase, itemsize: int = 2) -> Traffic:
     """One message between neighbouring stages, in either direction."""
-    call, described = _compiled_messages("stage", phase, cut.sequence_parallel, False)
+    call, described = _compiled_messages("stage", phase, cut.sequence_parallel, _shape(decoder, 0))
     ((_, axis),) = described
     size, count = call(
         *_runtime(decoder, 0, cut, one, phase), itemsize, *shares(decoder, 0, cut), cut.t, cut.c
@@ -179,16 +181,22 @@ def _parts(shape: Shape, where: str) -> Mapping[str, Part]:
     return parts.layer_parts(shape) if where == "layer" else parts.ends_parts(shape)
 
 
+def _costs(shape: Shape, where: str, phase: Phase) -> Mapping[str, Cost]:
+    from planner.formulas import parts
+
+    return parts.layer_costs(shape, phase) if where == "layer" else parts.ends_costs(shape, phase)
+
+
 @lru_cache(maxsize=256)
 def _compiled_layer(shape: Shape, phase: Phase) -> Numbers:
-    costs = [part.cost(phase) for part in _parts(shape, "layer").values()]
+    costs = _costs(shape, "layer", phase).values()
     return _compile([sum(getattr(cost, what) for cost in costs) for what in ("flops", "read", "written")])
 
 
 @lru_cache(maxsize=256)
 def _compiled_parts(shape: Shape, where: str, phase: Phase) -> tuple[tuple[str, ...], Numbers]:
-    parts = _parts(shape, where)
-    return tuple(parts), _compile([x for part in parts.values() for x in _three(part.cost(phase))])
+    costs = _costs(shape, where, phase)
+    return tuple(costs), _compile([number for cost in costs.values() for number in _three(cost)])
 
 
 @lru_cache(maxsize=1)
@@ -248,17 +256,20 @@ Described = tuple[tuple[Any, Any], ...]
 
 
 @lru_cache(maxsize=256)
-def _compiled_messages(where: str, phase: Phase, sequence: bool, flag: bool) -> tuple[Numbers, Described]:
+def _compiled_messages(where: str, phase: Phase, sequence: bool, shape: Shape) -> tuple[Numbers, Described]:
     from planner.formulas import messages
+    from planner.formulas.parts import ends_in_product
     from planner.formulas.symbols import c, t
 
     found: tuple[Message, ...]
     if where == "layer":
-        found = messages.layer_messages(phase, sequence=sequence, sparse=flag)
+        found = messages.layer_messages(
+            phase, sequence=sequence, sparse=shape.sparse, skips=ends_in_product(shape)
+        )
     elif where == "stage":
         found = (messages.stage_message(),)
     else:
-        found = messages.ends_messages(phase, sequence=sequence, lm=flag)[where]
+        found = messages.ends_messages(phase, sequence=sequence, lm=shape.head == "lm")[where]
     call = _compile([x for message in found for x in (message.bytes, message.count)], (t, c))
     return call, tuple((message.operation, message.axis) for message in found)
 

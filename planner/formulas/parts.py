@@ -10,7 +10,7 @@ writing its outputs once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import sympy as sp
@@ -40,23 +40,21 @@ class Cost:
 @dataclass(frozen=True)
 class Part:
     """One part: the parameters that a rank holds of it, and what it costs. `decode` is `forward` unless
-    given; `backward` lacks the adding up of gradients, which follows from `elements`."""
+    given. `again` says whether backward with recompute computes its forward again."""
 
     elements: sp.Expr
     forward: Cost
     backward: Cost
     decode: Cost | None = None
+    again: bool = True
 
     def cost(self, phase: Phase) -> Cost:
-        """What it costs in a phase."""
+        """What it costs in a phase, without the adding up of gradients."""
         if phase == "forward":
             return self.forward
         if phase == "decode":
             return self.decode or self.forward
-        backward = self.backward
-        if self.elements != 0:
-            backward += adding(self.elements)
-        return backward + self.forward if phase == "recompute" else backward
+        return self.backward + self.forward if phase == "recompute" and self.again else self.backward
 
 
 class Shape(NamedTuple):
@@ -96,8 +94,35 @@ def shape_of(decoder: Decoder, layer: Layer) -> Shape:
     )
 
 
-def adding(elements: sp.Expr) -> Cost:
-    """Adding a gradient in the compute dtype into its float32 buffer."""
+def ends_in_product(shape: Shape) -> bool:
+    """Whether a layer ends with the MLP's last product, added to the residual: nothing of backward needs
+    its result, so that it is not computed (nor summed over tensor ranks) again."""
+    return shape.layer_norms == 2 and shape.dense and not shape.shared
+
+
+def layer_costs(shape: Shape, phase: Phase) -> Mapping[str, Cost]:
+    """What each part of a layer costs; in backward `gradients` adds those of all parameters up."""
+    parts = layer_parts(shape)
+    costs = {name: cost for name, part in parts.items() for cost in [part.cost(phase)] if cost != Cost()}
+    if phase in ("backward", "recompute"):
+        costs["gradients"] = _adding(sum((part.elements for part in parts.values()), ZERO))
+    return costs
+
+
+def ends_costs(shape: Shape, phase: Phase) -> Mapping[str, Cost]:
+    """What comes before the layers and after them costs (only layers are computed again)."""
+    parts = ends_parts(shape)
+    again: Phase = "backward" if phase == "recompute" else phase
+    costs = {name: part.cost(again) for name, part in parts.items()}
+    if again == "backward":
+        head = V * H if shape.head == "lm" else parts["head"].elements
+        costs["embedding_gradients"] = _adding(parts["embedding"].elements)
+        costs["head_gradients"] = _adding(head + parts["final_norm"].elements)
+    return costs
+
+
+def _adding(elements: sp.Expr) -> Cost:
+    """Adding gradients in the compute dtype into their float32 buffer."""
     return Cost(elements, elements * (b + WIDE), elements * WIDE)
 
 
@@ -132,13 +157,15 @@ def elementwise(
 
 
 def layer_parts(shape: Shape) -> Mapping[str, Part]:
-    """The parts of a decoder layer, in the order of its forward pass."""
+    """The parts of a decoder layer, in the order of its forward pass. (`scores_again`: fused attention does
+    not keep its scores for backward.)"""
     parts = {
         "norms": _norms(shape.layer_norms, shape),
         "qkv": product(n, H, (h + 2 * g) * D, shape.qkv_bias),
         "rotary": elementwise(n * (h + g) * D, 3),
         "scores": _scores(),
         "softmax": Part(ZERO, Cost(5 * s * h), Cost(5 * s * h)),
+        "scores_again": Part(ZERO, Cost(), Cost(2 * s * h * D), again=False),
         "out": product(n, h * D, H, shape.out_bias),
         "residuals": elementwise(2 * y * H, 1, inputs=2),
     }
@@ -146,6 +173,8 @@ def layer_parts(shape: Shape) -> Mapping[str, Part]:
         parts["head_norms"] = elementwise(n * (h + g) * D, 4, elements=2 * D)
     if shape.dense:
         parts |= _mlp("", n, F, shape)
+        if ends_in_product(shape):
+            parts["down"] = replace(parts["down"], again=False)
     if shape.sparse:
         parts |= _experts(shape)
     if shape.shared:
@@ -172,10 +201,7 @@ def ends_parts(shape: Shape) -> Mapping[str, Part]:
     if shape.head != "lm":
         return parts | {"head": product(r, H, sp.Integer(1))}
     head = product(r, H, V)
-    # A tied table is the embedding's: held once, its gradients added into the same buffer.
     parts["head"] = Part(ZERO if shape.tied else table, head.forward, head.backward)
-    if shape.tied:
-        parts["head"] = Part(ZERO, head.forward, head.backward + adding(table))
     parts["logprobs"] = Part(
         ZERO, Cost(5 * logits, logits * b, r * WIDE), Cost(6 * logits, logits * b, logits * b)
     )
@@ -192,12 +218,12 @@ def _norms(count: int, shape: Shape) -> Part:
 
 
 def _scores() -> Part:
-    """Queries with keys, and probabilities with values: 2 pairs D each for every query head. Fused
-    backward has five such products, one of which computes the scores again."""
+    """Queries with keys, and probabilities with values: 2 pairs D each for every query head. Backward has
+    four such products."""
     queries, pairs_read = n * h * D, 2 * u * D
     forward = Cost(4 * s * h * D, (queries + (n + m) * pairs_read) * b, queries * b)
     backward = Cost(
-        10 * s * h * D, (3 * queries + (n + m) * pairs_read) * b, (queries + (n + m) * pairs_read) * b
+        8 * s * h * D, (3 * queries + (n + m) * pairs_read) * b, (queries + (n + m) * pairs_read) * b
     )
     decode = Cost(4 * s * h * D, (queries + s * pairs_read) * b, (queries + n * pairs_read) * b)
     return Part(ZERO, forward, backward, decode)

@@ -222,7 +222,7 @@ def stages(card: Card, count: int) -> tuple[Stage, ...]:
             layers[int(layer["index"])] += parameter.size
         elif not is_embedding(card, parameter.name) or parameter.name in card.tied.values():
             last += parameter.size
-    ends = _balanced(layers, count, first, last)
+    ends = balanced(layers, count, first, last)
     starts = (0, *ends[:-1])
     return tuple(
         Stage(index, start, stop, index == 0, index == count - 1)
@@ -253,7 +253,7 @@ def is_embedding(card: Card, name: str) -> bool:
     )
 
 
-def _balanced(layers: list[float], count: int, first: float, last: float) -> tuple[int, ...]:
+def balanced(layers: list[float], count: int, first: float, last: float) -> tuple[int, ...]:
     """Ends of `count` runs, none empty, with the least largest sum (exact: dynamic programming)."""
     total = [0.0]
     for size in layers:
