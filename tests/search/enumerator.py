@@ -1,7 +1,8 @@
 """Every plan of a small problem, by brute force: choices of options and places, stages, orders.
 
-Written from what `planner.search.evaluate` says a plan costs, not from its code: devices are sets here, and times
-come from the longest path through the pairs of operations that must not overlap. Only values are shared.
+Written from what `planner.search.evaluate` says a plan costs, not from its code: devices are sets here, and
+times come from the longest path through the pairs of operations that must not overlap. Values alone are
+shared.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from planner.search.problem import MOVE, Call, Choice, Order, Placed, Problem, S
 
 @dataclass(frozen=True)
 class Piece:
-    """An operation: `waits` are calls that it comes after, `weights` the move it needs, `glued` whether it must
-    stand right before its call."""
+    """An operation: `waits` are calls that it comes after, `weights` the move it needs, `glued` whether it
+    must stand right before its call."""
 
     name: str
     devices: frozenset[int]

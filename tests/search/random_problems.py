@@ -21,7 +21,8 @@ def places(nodes: int, width: int, size: int) -> tuple[range, ...]:
 
 
 def random_problem(seed: int, *, most: int = CHOICES) -> Problem:
-    """A problem of 2 to 4 calls on 2 to 8 devices, with at most `most` choices (fewer where steps overlap)."""
+    """A problem of 2 to 4 calls on 2 to 8 devices, with at most `most` choices (fewer where steps
+    overlap)."""
     rng = random.Random(seed)
     width = rng.choice((1, 2, 2, 4))
     nodes = rng.choice({1: (2, 3, 4), 2: (1, 2, 2, 3), 4: (1, 2)}[width])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import enumerator
 import pytest
@@ -43,7 +44,7 @@ def test_devices_run_one_operation_at_a_time() -> None:
         entries = evaluate(problem, choice, random_problems.random_order(rng, problem, [])).entries
         for device in range(problem.devices):
             mine = sorted((e.start, e.end) for e in entries if any(device in run for run in e.devices))
-            assert all(one[1] <= other[0] for one, other in zip(mine, mine[1:], strict=False))
+            assert all(one[1] <= other[0] for one, other in pairwise(mine))
 
 
 def trained(rollout: Option, *, overlap: int = 1) -> Problem:
