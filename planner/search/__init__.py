@@ -19,6 +19,7 @@ from planner.search.problem import (
     Timeline,
     Work,
 )
+from planner.search.solve import solve
 
 __all__ = [
     "MOVE",
@@ -35,4 +36,5 @@ __all__ = [
     "Work",
     "evaluate",
     "misfits",
+    "solve",
 ]

@@ -1,0 +1,119 @@
+"""The search as a whole: first plans, the class model, places, and for small problems the exact model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.search.classes import Found, solve_classes
+from planner.search.evaluate import evaluate, misfits
+from planner.search.exact import solve_exact
+from planner.search.fits import refuse
+from planner.search.groups import Grouped, ancestors, barriers, grouped
+from planner.search.problem import Choice, Order, Problem, Solution, Work
+from planner.search.realise import realise
+
+_SMALL = 16
+"""Devices up to which the explicit model proves what the class model leaves open."""
+_PROVEN = 1e-6
+"""A gap that is none: it comes from counting in ticks."""
+_FIRST = 0.25
+"""Part of the solver's work for plans with powers of two of devices, where there are others."""
+_PLACING = 0.05
+"""Part of the solver's work for the places of one sketch."""
+
+
+def solve(problem: Problem, *, seed: int = 0, work: Work | None = None) -> Solution:
+    """The best plan found within `work`, and a lower bound of every plan's makespan. The same seed and work
+    give the same solution on any machine. Raises Infeasible where no choice fits into memory."""
+    search = _Search(problem, seed, work or Work())
+    search.powers()
+    search.everything()
+    search.exactly()
+    return search.solution()
+
+
+def simple_bound(problem: Problem, view: Grouped) -> float:
+    """Seconds that every plan takes, by arithmetic alone: between two barriers no less than the longest path,
+    and no less than what all calls take of devices times seconds."""
+    least = {name: min(group.seconds for group in groups) for name, groups in view.groups.items()}
+    area = {name: min(group.size * group.seconds for group in groups) for name, groups in view.groups.items()}
+    devices = max(1, problem.devices)
+    if problem.overlap > 1:
+        return max([*least.values(), sum(area.values()) / devices], default=0.0) * (1 - 1e-9)
+    before, total = ancestors(problem), 0.0
+    for segment in barriers(problem):
+        ends: dict[str, float] = {}
+        for name in segment:
+            ends[name] = max((ends[one] for one in before[name] if one in ends), default=0.0) + least[name]
+        total += max([*ends.values(), sum(area[name] for name in segment) / devices], default=0.0)
+    return total * (1 - 1e-9)
+
+
+class _Search:
+    """The best plan and bound so far, and the work that is left."""
+
+    def __init__(self, problem: Problem, seed: int, work: Work) -> None:
+        self.problem, self.seed, self.work, self.left = problem, seed, work, work.solver
+        self.view = grouped(problem)
+        self.bound = simple_bound(problem, self.view)
+        self.best: Solution | None = None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the best plan is known to be best."""
+        return self.best is not None and self.bound >= self.best.makespan * (1 - _PROVEN)
+
+    def offer(self, plan: tuple[Choice, Order] | None) -> None:
+        """Keep a plan if it is better."""
+        if plan is None or misfits(self.problem, plan[0]):
+            return
+        timeline = evaluate(self.problem, *plan)
+        if self.best is None or timeline.makespan < self.best.makespan:
+            considered = sum(len(option.places) for call in self.problem.calls for option in call.options)
+            self.best = Solution(dict(plan[0]), plan[1], timeline, timeline.makespan, 0.0, considered)
+
+    def powers(self) -> None:
+        """Plans with powers of two of devices: few options, hardly worse than all."""
+        view = self.view.restricted([1 << bit for bit in range(self.problem.devices.bit_length())])
+        if view is not None and not self.proven and view.groups != self.view.groups:
+            self._classes(view, _FIRST * self.work.solver)
+
+    def everything(self) -> None:
+        """The class model of all options: it gives the bound."""
+        if not self.proven:
+            found = self._classes(self.view, self.left)
+            self.bound = max(self.bound, found.bound)
+
+    def exactly(self) -> None:
+        """The explicit model, where it is small enough."""
+        if self.proven or self.problem.devices > _SMALL:
+            return
+        plan = solve_exact(self.problem, seed=self.seed, seconds=max(1.0, self.left), hint=self.best)
+        self.offer(plan[:2])
+        self.bound = max(self.bound, plan[2])
+
+    def solution(self) -> Solution:
+        """What was found; Infeasible where that is nothing."""
+        if self.best is None:
+            refuse(self.problem, self.view, seed=self.seed, seconds=self.work.solver)
+        return replace(self.best, bound=min(self.bound, self.best.makespan))
+
+    def _classes(self, view: Grouped, seconds: float) -> Found:
+        horizon = self.best.makespan if self.best else _longest(self.problem, view)
+        found = solve_classes(
+            self.problem, view, seed=self.seed, seconds=seconds, horizon=horizon, hint=self.best
+        )
+        self.left = max(0.0, self.left - found.spent)
+        for sketch in found.sketches:
+            placing = _PLACING * self.work.solver
+            self.offer(realise(self.problem, view, sketch, seed=self.seed, seconds=placing))
+            if self.best is not None and self.best.makespan <= found.bound * (1 + _PROVEN):
+                break
+        return found
+
+
+def _longest(problem: Problem, view: Grouped) -> float:
+    """Seconds that some plan takes at most, if any fits: everything one by one."""
+    calls = sum(max(group.seconds for group in groups) for groups in view.groups.values())
+    longest = max((max(move.inside, move.apart) for move in problem.moves.values()), default=0.0)
+    return calls + len(problem.calls) * longest
