@@ -1,0 +1,139 @@
+"""Seconds of infer and train calls: micro-batches through the stages, and what a minibatch ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from planner.costs.batches import Dispatch, Pack, mean_pack
+from planner.costs.setting import Setting
+from planner.costs.stages import pipelined
+from planner.costs.values import CallCost, Tally
+from planner.formulas import Pass, gradient_traffic, stage_elements
+from planner.rates import Doing, Seconds, Source, worse
+
+_SINGLE = 8
+"""Micro-batches of a replica that are costed one by one; of more the mean one is."""
+
+Passes = Callable[[int, Pass, int], Sequence[Seconds]]
+"""(stage, micro-batch, ranks busy at once) -> its passes there."""
+
+
+def infer_cost(setting: Setting, divided: Dispatch) -> CallCost:
+    """The seconds of the slowest replica's micro-batches."""
+    tally = Tally()
+    tally.add("dispatch", setting.rates.constant("dispatch"))
+
+    def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
+        return (setting.stage_pass(setting.stages[stage], one, "infer", busy),)
+
+    for packs in divided.packs:
+        _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, "forward")
+    return tally.cost(*setting.assumptions)
+
+
+def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
+    """The seconds of all minibatches of the slowest replica, each with its optimizer step."""
+    tally = Tally()
+    tally.add("dispatch", setting.rates.constant("dispatch"))
+    back: Doing = "recompute" if setting.how.recompute else "backward"
+
+    def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
+        run = setting.stages[stage]
+        return setting.stage_pass(run, one, "forward", busy), setting.stage_pass(run, one, back, busy)
+
+    schedule = setting.how.schedule
+    for packs in divided.packs:
+        _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, schedule)
+        _update(setting, tally, divided.minibatches)
+    return tally.cost(*setting.assumptions)
+
+
+def _micro_batches(
+    setting: Setting,
+    tally: Tally,
+    packs: Sequence[Pack],
+    repeats: float,
+    times: float,
+    passes: Passes,
+    schedule: str,
+) -> None:
+    """`times` minibatches of these micro-batches, each of them `repeats` times, through the stages."""
+    if not packs:
+        return
+    stages = len(setting.stages)
+    single = packs if len(packs) <= _SINGLE and repeats == 1 else (mean_pack(packs),)
+    each = len(packs) * repeats / len(single)
+    count = len(packs) * repeats
+    windows = setting.decoder.windows
+    computed = [pack.computed(windows, _rows(setting, pack)) for pack in single]
+    at_once = min(1.0, count / (count + stages - 1))
+    found = [[_at_once(setting, passes, stage, one, at_once) for one in computed] for stage in range(stages)]
+    source: Source = "measured"
+    for row in found:
+        for pair in row:
+            for seconds in pair:
+                source = worse(source, seconds.source)
+    forwards, backwards = (
+        [sum(_value(pair, which) for pair in row) * each / count for row in found] for which in (0, 1)
+    )
+    busiest = max(forward + backward for forward, backward in zip(forwards, backwards, strict=True)) * count
+    whole = pipelined(forwards, backwards, count, schedule)
+    tally.add("compute", Seconds(busiest * times, source))
+    tally.add("bubble", Seconds((whole - busiest) * times, source))
+    if stages > 1:
+        mean = mean_pack(packs).computed(windows, 0)
+        ways = (stages - 1) * (1 if schedule == "forward" else 2)
+        tally.add("messages", setting.crossing(mean, "forward") * (ways * times))
+    tally.add("micro_batches", setting.rates.constant("micro_batch") * (count * times))
+
+
+def _at_once(setting: Setting, passes: Passes, stage: int, one: Pass, share: float) -> list[Seconds]:
+    """The passes of a micro-batch where the given share of the stages is at work."""
+    count = len(passes(stage, one, 1))
+
+    def single(index: int) -> Seconds:
+        return setting.shared(lambda busy: passes(stage, one, busy)[index], share)
+
+    return [single(index) for index in range(count)]
+
+
+def _value(passes: Sequence[Seconds], index: int) -> float:
+    return passes[index].value if index < len(passes) else 0.0
+
+
+def _rows(setting: Setting, pack: Pack) -> float:
+    """Rows of the head: tokens that are scored, of a reward model the last of each sequence."""
+    if setting.decoder.head == "value":
+        return pack.tokens
+    if setting.decoder.head == "reward" and setting.call.decl.name == "rewards":
+        return pack.sequences
+    if "loss_mask" in setting.call.reads and pack.scored:
+        return pack.scored
+    return pack.tokens - pack.sequences
+
+
+def _optimizer(setting: Setting, elements: int, data: int, busy: int) -> Seconds:
+    per_node = setting.data_per_node
+    return setting.rates.update(elements, data, dtype=setting.dtype, busy=busy, per_node=per_node)
+
+
+def _update(setting: Setting, tally: Tally, times: float) -> None:
+    """What a minibatch ends with, on the stage that takes longest."""
+    data, rates = setting.how.layout.dp * setting.cut.c, setting.rates
+    tally.add("train_step", rates.constant("train_step") * times)
+    found = []
+    for run in setting.stages:
+        elements = stage_elements(setting.decoder, setting.cut, run.first, run.stop)
+        reduced = rates.reduce_gradients(elements, data, dtype=setting.dtype, per_node=setting.data_per_node)
+        update = setting.shared(partial(_optimizer, setting, elements, data))
+        sums = Seconds(0.0)
+        traffic = gradient_traffic(setting.decoder, setting.cut, run.first, run.stop, data, setting.itemsize)
+        for message in traffic:
+            if message.operation == "all_reduce":  # over tensor ranks, and of a tied table
+                per_node = 1 if message.axis == "ends" and setting.apart else None
+                sums += rates.collective("all_reduce", message.bytes, message.ranks, per_node) * message.count
+        found.append((reduced if data > 1 else Seconds(0.0), sums, update))
+    slowest = max(found, key=lambda parts: sum(part.value for part in parts))
+    for name, seconds in zip(("reduce", "sums", "optimizer"), slowest, strict=True):
+        tally.add(name, seconds * times)

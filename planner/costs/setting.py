@@ -1,0 +1,106 @@
+"""What the seconds of a model's call depend on, but for its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.costs.stages import StageRun
+from planner.decoder import Decoder
+from planner.formulas import Cut, Pass, stage_traffic
+from planner.formulas.values import Phase
+from planner.loads import How
+from planner.rates import Doing, Rates, Seconds
+from realflow.graph.types import Call
+from realflow.models.card import ITEMSIZE
+
+NOT_RUN = "{call}: layout letter {letter} is costed, but the engine cannot run it yet"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A call, how it runs, the model, and what the devices do in a second."""
+
+    call: Call
+    how: How
+    decoder: Decoder
+    cut: Cut
+    stages: tuple[StageRun, ...]
+    rates: Rates
+    dtype: str
+    per_node: int
+    """Devices of a node."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight or activation."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the call."""
+        return self.how.layout.size * self.cut.c
+
+    @property
+    def data_per_node(self) -> int:
+        """Ranks of a data group that share a node (a mesh is ordered pp, dp, tp)."""
+        inner = self.cut.t * self.cut.c
+        return max(1, min(self.how.layout.dp, self.per_node // inner))
+
+    @property
+    def apart(self) -> bool:
+        """Whether neighbouring stages lie on different nodes."""
+        return self.how.layout.dp * self.cut.t * self.cut.c >= self.per_node
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is taken for granted about how the call runs."""
+        letters = [letter for letter, size in (("c", self.cut.c), ("e", self.cut.e)) if size > 1]
+        return tuple(NOT_RUN.format(call=self.call.name, letter=letter) for letter in letters)
+
+    def shared(self, seconds: Callable[[int], Seconds], at_once: float = 1.0) -> Seconds:
+        """Seconds of something that depends on how many ranks of a node are busy: of a pipeline's stages
+        the fraction `at_once` is. Between two whole numbers of ranks it is read off a line."""
+        most = min(self.per_node, self.ranks)
+        busy = min(float(most), max(1.0, most * at_once))
+        low = math.floor(busy)
+        if busy == low:
+            return seconds(low)
+        return seconds(low) * (low + 1 - busy) + seconds(low + 1) * (busy - low)
+
+    def stage_pass(self, run: StageRun, one: Pass, doing: Doing, busy: int) -> Seconds:
+        """A pass over a micro-batch on one rank of a stage."""
+        total = Seconds(0.0)
+        for kind, count in self.decoder.kinds(run.first, run.stop).items():
+            layer = self.rates.layer(self.decoder, kind, self.cut, one, doing, dtype=self.dtype, busy=busy)
+            total += layer * count
+        if run.embeds or run.ends:
+            total += self.rates.ends(
+                self.decoder,
+                self.cut,
+                one,
+                doing,
+                dtype=self.dtype,
+                busy=busy,
+                first=run.embeds,
+                last=run.ends,
+            )
+        return total
+
+    def decode_pass(self, run: StageRun, one: Pass, busy: int) -> Seconds:
+        """A pass of decoding on one rank of a stage."""
+        total = self.rates.decode_ends(
+            self.decoder, self.cut, one.sequences, dtype=self.dtype, busy=busy, last=run.ends
+        )
+        for kind, count in self.decoder.kinds(run.first, run.stop).items():
+            layer = self.rates.decode_layer(self.decoder, kind, self.cut, one, dtype=self.dtype, busy=busy)
+            total += layer * count
+        return total
+
+    def crossing(self, one: Pass, phase: Phase) -> Seconds:
+        """The hidden states of a pass, from a stage to the next."""
+        if self.cut.p == 1:
+            return Seconds(0.0)
+        traffic = stage_traffic(self.decoder, self.cut, one, phase, self.itemsize)
+        return self.rates.p2p(traffic.bytes, between=self.apart)

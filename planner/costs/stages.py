@@ -1,0 +1,47 @@
+"""The pipeline stages of a decoder, and how long micro-batches take through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.decoder import Decoder, stage_cuts
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """Layers `[first, stop)`; `embeds` on the first stage, `ends` on the last."""
+
+    first: int
+    stop: int
+    embeds: bool
+    ends: bool
+
+
+@lru_cache(maxsize=1024)
+def stage_runs(decoder: Decoder, count: int) -> tuple[StageRun, ...]:
+    """The stages of a pipeline."""
+    cuts = stage_cuts(decoder, count)
+    return tuple(StageRun(first, stop, first == 0, stop == len(decoder.layers)) for first, stop in cuts)
+
+
+def pipelined(
+    forwards: Sequence[float], backwards: Sequence[float], count: float, schedule: str, weights: float = 0.5
+) -> float:
+    """Seconds of `count` like micro-batches, whose passes take `forwards[s]` and `backwards[s]` on stage s.
+
+    1F1B: the slowest stage works on all of them, and waits for one forward and backward of every other
+    stage. Zero-bubble splits off the gradients of weights (`weights` of a backward), which fill what would
+    be idle; what waits then is shorter by them (ZB-H1, arXiv 2401.10241). Transfers take no time here.
+    """
+    both = [forward + backward for forward, backward in zip(forwards, backwards, strict=True)]
+    slowest = max(range(len(both)), key=both.__getitem__)
+    others = sum(both) - both[slowest]
+    if schedule == "zero_bubble" and len(both) > 1:
+        delayed = [weights * backward for backward in backwards]
+        chain = sum(both) - sum(delayed)
+        idle = sum(max(0.0, b - 2 * w) for b, w in zip(both, delayed, strict=True))
+        idle -= max(0.0, both[slowest] - 2 * delayed[slowest])
+        return max(count * both[slowest] + idle, chain + delayed[slowest])
+    return count * both[slowest] + others
