@@ -158,7 +158,8 @@ def serve(rank: int, world: int, folder: str, model: str, runs: Runs, chosen: ar
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=timedelta(seconds=300))
-    buckets = Buckets(chosen.bucket_megabytes * 2**20, alone_bytes=chosen.alone_kilobytes * 2**10)
+    sizes = chosen.bucket_megabytes * 2**20, chosen.alone_kilobytes * 2**10
+    buckets = Buckets(sizes[0], alone_bytes=sizes[1], shared=not chosen.sockets)
     results = {}
     for pair in pairs(MODELS[model], world):
         if chosen.pair and not pair.name.startswith(chosen.pair):
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--pair", help="only pairs whose name begins so, such as d4t1p1")
     parser.add_argument("--bucket-megabytes", type=int, default=BUCKET_BYTES >> 20)
     parser.add_argument("--alone-kilobytes", type=int, default=ALONE_BYTES >> 10)
+    parser.add_argument("--sockets", action="store_true", help="as between machines: without shared memory")
     parser.add_argument("--quick", action="store_true", help="without the three other ways")
     parser.add_argument("--no-record", action="store_true")
     chosen = parser.parse_args()

@@ -151,6 +151,7 @@ class ModelTasks:
         numbers = {
             "bytes": float(moved.received_bytes),
             "sent_bytes": float(moved.sent_bytes),
+            "shared_bytes": float(moved.shared_bytes),
             "seconds": moved.seconds,
             "verify_seconds": verify,
             "floor_seconds": part.floor_seconds,

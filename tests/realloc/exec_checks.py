@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -259,6 +260,33 @@ def check_bystanders(rank: int) -> list[str]:
     return found
 
 
+def check_unmapped(rank: int) -> list[str]:
+    """Rank 3 cannot map another's memory, rank 5 has none to share: both say so, all else is as ever."""
+    src = {"w": TensorSpec((64, 8), 4, ((0, full_box((64, 8))),))}
+    dst = replicated({"w": (64, 8)}, 4, RANKS)
+    read = local_shards(src, rank, {"w": values((64, 8), 6)})
+    target = torch.zeros(64, 8)
+    buckets = Buckets()
+    if rank in (3, 5):
+        setattr(buckets, "of" if rank == 3 else "home", _unable)
+    task = Reallocation(
+        transfers(src, dst).part(rank), rank, None, read, local_shards(dst, rank, {"w": target}), buckets
+    )
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        moved = [task.run(), task.run()]
+    assert torch.equal(target, values((64, 8), 6))
+    assert [one.sent_bytes for one in moved] == [7 * 2048 if rank == 0 else 0] * 2
+    assert [one.shared_bytes for one in moved] == [5 * 2048 if rank == 0 else 0] * 2
+    texts = [str(one.message) for one in found if one.category is RuntimeWarning]
+    assert all("(not today); weights go through sockets" in text for text in texts), texts
+    return [text.removeprefix("realloc: ").split(" (")[0] for text in texts]
+
+
+def _unable(*_: object) -> None:
+    raise OSError("not today")
+
+
 def refused(task: Reallocation) -> list[str]:
     """What `run` says where ranks do not agree."""
     try:
@@ -277,6 +305,7 @@ CHECKS: list[Callable[[int], object]] = [
     check_corrupted_byte,
     check_disagreement,
     check_bystanders,
+    check_unmapped,
 ]
 
 

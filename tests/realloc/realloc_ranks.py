@@ -99,9 +99,26 @@ class Case:
     bucket: int
     alone: int
     styles: tuple[str, str]
+    apart: tuple[int, ...] = ()
+    """Ranks that share no memory with others: their messages go through sockets."""
+
+    def shared_bytes(self, schedule: Schedule, rank: int) -> int:
+        """Bytes that a rank sends through memory that it shares with the destination."""
+        sent = [t for t in schedule.transfers if t.source == rank and not {*t.pair} & {*self.apart}]
+        return sum(map(schedule.bytes_of, sent))
 
 
-def case(what: str, src: Tensors, dst: Tensors, nodes: dict[int, str] | None, draw: random.Random) -> Case:
+APART = ((), (), (0, 3, 5), (), (), tuple(range(WORLD)))
+
+
+def case(
+    what: str,
+    src: Tensors,
+    dst: Tensors,
+    nodes: dict[int, str] | None,
+    draw: random.Random,
+    apart: tuple[int, ...],
+) -> Case:
     split = draw.choice([64, 4096, 1 << 16])
     there, back = (transfers(a, b, nodes, min_split_bytes=split) for a, b in ((src, dst), (dst, src)))
     return Case(
@@ -113,6 +130,7 @@ def case(what: str, src: Tensors, dst: Tensors, nodes: dict[int, str] | None, dr
         bucket=draw.choice([4096, 65536, 1 << 20]),
         alone=draw.choice([256, 2048, 1 << 20]),
         styles=(draw.choice(STYLES), draw.choice(STYLES)),
+        apart=apart,
     )
 
 
@@ -141,7 +159,9 @@ def cases(count: int) -> Iterator[Case]:
         src = masters(one) if "masters" in kind else weights(one)
         dst = masters(other, first) if kind == "masters" else weights(other, first)
         nodes = NODES if "nodes" in kind else None
-        yield case(f"{kind} {one} -> {other}, {relation} ranks", src, dst, nodes, draw)
+        yield case(
+            f"{kind} {one} -> {other}, {relation} ranks", src, dst, nodes, draw, APART[index % len(APART)]
+        )
 
 
 def random_cases(count: int) -> Iterator[Case]:
@@ -166,12 +186,13 @@ def check_case(chosen: Case, rank: int) -> None:
     """A -> B -> A: B equals the truth, a fresh A equals the first one, and no byte too many was sent."""
     first = storage(chosen.src, rank, filled=True, style=chosen.styles[0])
     middle = storage(chosen.dst, rank, filled=False, style=chosen.styles[1])
-    buckets = Buckets(chosen.bucket, alone_bytes=chosen.alone)
+    buckets = Buckets(chosen.bucket, alone_bytes=chosen.alone, shared=rank not in chosen.apart)
     wire = wires(chosen.src, chosen.dst)
     forth = Reallocation(chosen.there.part(rank), rank, None, first, middle, buckets, wire)
     moved = forth.run()
     assert equal(middle, storage(chosen.dst, rank, filled=True, style="plain")), "the destination differs"
     forth.verify()
+    assert moved.shared_bytes == chosen.shared_bytes(chosen.there, rank), "the wrong way"
     total = torch.tensor([moved.sent_bytes, moved.received_bytes])
     dist.all_reduce(total)
     assert total.tolist() == [chosen.there.bytes] * 2, (total, chosen.there.bytes)
@@ -222,6 +243,7 @@ def run(rank: int, store: str, chosen: list[Case]) -> None:
     dist.destroy_process_group()
     relayed = sum(any(t.hop for t in one.there.transfers) for one in chosen)
     result = {"rank": rank, "noticed": noticed, "done": done, "relayed": relayed, "cases": len(chosen)}
+    result["apart"] = sum(bool(one.apart) for one in chosen)
     Path(f"{store}.{rank}.json").write_text(json.dumps(result))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -26,15 +26,19 @@ Posts = dict[int, list[tuple[int, bool]]]
 
 @dataclass
 class Transport:
-    """Notes every start and end of a message, and every call of the kernel."""
+    """Notes every start and end of a message, and every call of the kernel.
+
+    `near` are the ranks that share memory with the one that runs.
+    """
 
     events: list[str] = field(default_factory=list)
     near: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def start(self, what: str) -> Callable[..., Transport.Work]:
         def post(tensor: torch.Tensor, peer: int, group: object = None, tag: int = 0) -> Transport.Work:
-            self.events.append(f"{what} {peer}")
-            return Transport.Work(self, f"{what} {peer}")
+            event = f"{what} {peer}" + " answer" * (tag == execute.UNPACKED)
+            self.events.append(event)
+            return Transport.Work(self, event)
 
         return post
 
@@ -178,6 +182,85 @@ def test_both_ends_of_a_pair_post_in_one_order(
     assert stuck(posts) == 0
     # The control: all sends, then all receives.
     assert stuck({rank: sorted(messages, key=lambda m: not m[1]) for rank, messages in posts.items()}) > 0
+
+
+def test_shared_memory_is_packed_while_the_half_before_is_unpacked(transport: Transport) -> None:
+    """What lies in one run takes the same way, and no half is packed before it was answered for."""
+    transport.near = {1: torch.zeros(8192, dtype=torch.uint8)}
+    sender().run()
+    packed = ["kernel", "send 1", "receive 1 answer"]
+    done = ["done send 1", "done receive 1 answer"]
+    assert transport.events == [*packed, *packed, *4 * [*done, *packed], *done, *done]
+    src, dst = replicated(SHAPES, 4, [0]), replicated(SHAPES, 4, [1])
+    plain = local_shards(src, 0, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    transport.events.clear()
+    Reallocation(transfers(src, dst).part(0), 0, None, plain, {}, Buckets(4096, alone_bytes=1024)).run()
+    assert transport.events.count("kernel") == transport.events.count("send 1") == 12
+
+
+def test_shared_memory_is_received_without_a_bucket(transport: Transport) -> None:
+    """Answered for when it has been unpacked; the answers are waited for at the end."""
+    transport.near = {0: torch.arange(8192).view(torch.uint8)}
+    dst = replicated(SHAPES, 4, [1])
+    part = transfers(replicated(SHAPES, 4, [0]), dst).part(1)
+    buckets, held = Buckets(4096), tensors()
+    Reallocation(part, 1, None, {}, local_shards(dst, 1, held), buckets).run()
+    assert buckets.held_bytes == 0
+    assert transport.events[:6] == ["receive 0"] * 6
+    assert transport.events[6:-6] == 6 * ["done receive 0", "kernel", "send 0 answer"]
+    assert transport.events[-6:] == ["done send 0 answer"] * 6
+    assert torch.equal(held["w0"].contiguous().view(-1).view(torch.int64), torch.arange(128))
+
+
+Events = dict[int, list[list[str]]]
+
+
+def waiting(events: Events) -> int:
+    """Events that never come about where a message must have been sent before its receiver has it."""
+    left = {rank: deque(found) for rank, found in events.items()}
+    sent: Counter[tuple[int, str, str]] = Counter()
+    had: Counter[tuple[int, str, str]] = Counter()
+    moved = True
+    while moved:
+        moved = False
+        for rank, queue in left.items():
+            while queue:
+                event = queue[0]
+                if event[0] == "send":
+                    sent[rank, event[1], "".join(event[2:])] += 1
+                elif event[:2] == ["done", "receive"]:
+                    key = int(event[2]), str(rank), "".join(event[3:])
+                    if had[key] == sent[key]:
+                        break
+                    had[key] += 1
+                queue.popleft()
+                moved = True
+    return sum(map(len, left.values()))
+
+
+@pytest.mark.parametrize("nodes", [None, NODES])
+@pytest.mark.parametrize(("one", "other"), [("t8", "d8"), ("p8", "d2t2p2"), ("t4p2", "d8")])
+def test_ranks_that_share_memory_do_not_wait_in_a_circle(
+    transport: Transport, one: str, other: str, nodes: dict[int, str] | None
+) -> None:
+    """What a rank does in which order does not depend on time, so that one order of all shows it."""
+    src, dst = weights(Layout.parse(one)), weights(Layout.parse(other))
+    schedule = transfers(src, dst, nodes, min_split_bytes=64)
+    found: Events = {}
+    for rank in range(8):
+        transport.events.clear()
+        transport.near = {peer: torch.zeros(8192, dtype=torch.uint8) for peer in range(8) if peer != rank}
+        read, write = storage(src, rank, True, "plain"), storage(dst, rank, False, "plain")
+        buckets = Buckets(1024, alone_bytes=256)
+        Reallocation(schedule.part(rank), rank, None, read, write, buckets, wires(src, dst)).run()
+        found[rank] = [event.split() for event in transport.events]
+    assert waiting(found) == 0
+    # The control: ranks that answer for nothing before they have sent all that is theirs.
+    late = {
+        rank: sorted(events, key=lambda event: event[0] == "send" and event[-1] == "answer")
+        for rank, events in found.items()
+    }
+    assert waiting(late) > 0
 
 
 def test_local_copies_run_while_messages_travel(transport: Transport) -> None:

@@ -40,6 +40,7 @@ def test_eight_ranks_bit_equal_there_and_back(tmp_path: Path, count: int) -> Non
     results = {rank: json.loads((tmp_path / f"store.{rank}.json").read_text()) for rank in range(8)}
     assert {result["cases"] for result in results.values()} == {count + count // 8}
     assert min(result["relayed"] for result in results.values()) >= count // 16
+    assert min(result["apart"] for result in results.values()) >= count // 3, "through sockets"
     # The controls: each noticed by one rank only, in every way that there is.
     assert [r["noticed"] for r in results.values() if r["noticed"]] == [["equal", "verify"]]
     done = {rank: r["done"] for rank, r in results.items()}
@@ -51,6 +52,8 @@ def test_eight_ranks_bit_equal_there_and_back(tmp_path: Path, count: int) -> Non
     assert said == {rank: [f"realloc: ranks 0 and 1 {same} the same on both"] * 2 for rank in (0, 1)}
     said = {rank: d["check_bystanders"] for rank, d in done.items() if d["check_bystanders"]}
     assert said == {rank: [f"realloc: ranks 3 and 4 {same} the same on both"] for rank in range(8)}
+    said = {rank: d["check_unmapped"] for rank, d in done.items() if d["check_unmapped"]}
+    assert said == {3: ["rank 3 has not got the memory of rank 0"], 5: ["rank 5 has no memory to share"]}
 
 
 def test_storage_that_does_not_fit_is_refused_before_anything_is_sent() -> None:
