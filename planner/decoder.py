@@ -167,7 +167,7 @@ def read_decoder(config: Mapping[str, Any], head: Head = "lm", file: str = "") -
     family = family_of(reader, assumed)
     hidden, heads = reader.whole("hidden_size"), reader.whole("num_attention_heads")
     kv_heads = reader.whole("num_key_value_heads", default=heads)
-    if heads % kv_heads:
+    if heads % kv_heads and reader.is_fine:
         reader.refuse("num_key_value_heads", f"{kv_heads} does not divide the {heads} attention heads")
     head_dim = reader.whole("head_dim", default=family.head_dim or max(1, hidden // heads))
     layers = tuple(Layer(**family.layer(reader, index)) for index in range(reader.whole("num_hidden_layers")))

@@ -31,6 +31,11 @@ class ConfigReader:
         self._values, self._file = values, file
         self._problems: dict[str, Problem] = {}
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing wrong has been found so far."""
+        return not self._problems
+
     def finish(self) -> None:
         """Raises InputError where anything was wrong."""
         if self._problems:
