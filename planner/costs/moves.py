@@ -62,32 +62,36 @@ class MoveLoads:
 
 def move_loads(decoder: Decoder, shape: MoveShape) -> MoveLoads:
     """What a move puts on the busiest rank."""
-    ranks = max(start + layout.size for start, layout in zip(shape.starts, _layouts(shape), strict=True))
-    nodes = np.arange(ranks) // shape.per_node
-    have, need, sizes = _tables(decoder, shape, ranks)
+    tables = _tables(decoder, shape.source.tp, shape.source.pp, shape.destination.tp, shape.destination.pp)
+    nodes, times = _nodes(shape)  # ranks of nodes that are alike are looked at once
+    have, need = tables.have[nodes[..., 0]], tables.need[nodes[..., 1]]  # [nodes, ranks, cells]
+    sizes = tables.sizes
     lack = need & ~have
-    starts = np.flatnonzero(np.diff(nodes, prepend=-1))
-    near = np.logical_or.reduceat(have, starts, axis=0)  # some rank of the node has it
-    missing = np.add.reduceat(lack.astype(np.float64), starts, axis=0)  # ranks of the node that lack it
-    owners = np.add.reduceat(have.astype(np.float64), starts, axis=0)
-    total_owners = owners.sum(axis=0)
+    near: Flags = np.any(have, axis=1)  # some rank of the node has it
+    missing = lack.sum(axis=1, dtype=np.float64)  # ranks of the node that lack it
+    owners = have.sum(axis=1, dtype=np.float64)
     entering = (missing > 0) & ~near
     # Between nodes: each node that lacks a cell takes it in once; its ranks that lack it share that.
-    shared = np.where(entering, 1.0 / np.maximum(missing, 1.0), 0.0)[nodes]
-    taken = lack * shared
-    demand = entering.sum(axis=0) / np.maximum(total_owners, 1.0)
-    sent_out = have * demand
+    shared = np.where(entering, 1.0 / np.maximum(missing, 1.0), 0.0)
+    demand = (times @ entering) / np.maximum(times @ owners, 1.0)
     # Inside: what a rank lacks and did not take in itself; sent by the node's holders, or by relays.
-    received = lack * (1.0 - shared)
-    serving = np.where(near, owners, missing)[nodes]
-    relayed = np.where(near, missing, np.maximum(missing - 1.0, 0.0))[nodes]
-    sends = np.where(near[nodes], have, lack) * relayed / np.maximum(serving, 1.0)
+    asked = np.where(near, missing, np.maximum(missing - 1.0, 0.0))
+    sends = asked / np.maximum(np.where(near, owners, missing), 1.0)
+    senders = (near[:, np.newaxis, :] & have) | (~near[:, np.newaxis, :] & lack)
+    inside = (_weighed(lack, (1.0 - shared) * sizes), _weighed(senders, sends * sizes))
+    between = (_weighed(lack, shared * sizes), have @ (demand * sizes))
     return MoveLoads(
-        inside=float(max((received @ sizes).max(), (sends @ sizes).max())),
-        between=float(max((taken @ sizes).max(), (sent_out @ sizes).max())),
+        inside=float(max(side.max() for side in inside)),
+        between=float(max(side.max() for side in between)),
         copied=float(((need & have) @ sizes).max()),
-        total=float((lack @ sizes).sum()),
+        total=float(times @ (lack @ sizes).sum(axis=1)),
     )
+
+
+def _weighed(flags: Flags, weights: Floats) -> Floats:
+    """[nodes, ranks, cells] by [nodes, cells] -> [nodes, ranks]."""
+    found: Floats = np.einsum("nrc,nc->nr", flags.astype(np.float64), weights)
+    return found
 
 
 def moved_seconds(rates: Rates, loads: MoveLoads, itemsize: int, *, averaged: bool = False) -> Seconds:
@@ -106,19 +110,43 @@ def _layouts(shape: MoveShape) -> tuple[Layout, Layout]:
     return shape.source, shape.destination
 
 
-def _tables(decoder: Decoder, shape: MoveShape, ranks: int) -> tuple[Flags, Flags, Floats]:
-    """Which ranks have and need each cell, and the elements of each."""
-    have, need, sizes = [], [], []
-    for part in _parts(decoder, shape.source.pp, shape.destination.pp):
-        edges = sorted({e for layout in _layouts(shape) for e in _edges(part, layout.tp)})
+def _nodes(shape: MoveShape) -> tuple[NDArray[np.int64], Floats]:
+    """What the ranks of each kind of node hold, [nodes, ranks, 2], as rows of the tables (stage and tensor
+    rank; the last row: nothing), and how many such nodes there are."""
+    ranks = max(start + layout.size for start, layout in zip(shape.starts, _layouts(shape), strict=True))
+    nodes = -(-ranks // shape.per_node)
+    found = np.empty((nodes * shape.per_node, 2), dtype=np.int64)
+    for side, (layout, start) in enumerate(zip(_layouts(shape), shape.starts, strict=True)):
+        index = np.arange(layout.size)
+        found[:, side] = layout.pp * layout.tp
+        found[start : start + layout.size, side] = (
+            index // (layout.dp * layout.tp) * layout.tp + index % layout.tp
+        )
+    kinds, times = np.unique(found.reshape(nodes, -1), axis=0, return_counts=True)
+    return kinds.reshape(len(kinds), shape.per_node, 2), times.astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """Which cells the ranks of a stage and tensor rank have under the source layout, and need under the
+    destination layout ([stages * tensor ranks + 1, cells], the last row empty); elements of each cell."""
+
+    have: Flags
+    need: Flags
+    sizes: Floats
+
+
+@lru_cache(maxsize=4096)
+def _tables(decoder: Decoder, tp: int, pp: int, other_tp: int, other_pp: int) -> _Tables:
+    columns: list[list[Flags]] = [[], []]
+    sizes = []
+    for part in _parts(decoder, pp, other_pp):
+        edges = sorted(_edges(part, tp) | _edges(part, other_tp))
         sizes.append(np.diff(np.array(edges, dtype=np.float64)) / part.units * part.elements)
-        held = [
-            _held(part, layout, start, ranks, edges, index)
-            for index, (layout, start) in enumerate(zip(_layouts(shape), shape.starts, strict=True))
-        ]
-        have.append(held[0])
-        need.append(held[1])
-    return np.concatenate(have, axis=1), np.concatenate(need, axis=1), np.concatenate(sizes)
+        for side, (parts, stages) in enumerate(((tp, pp), (other_tp, other_pp))):
+            columns[side].append(_held(part, parts, stages, edges, side))
+    have, need = (np.concatenate(side, axis=1) for side in columns)
+    return _Tables(have, need, np.concatenate(sizes))
 
 
 @dataclass(frozen=True)
@@ -143,17 +171,14 @@ def _edges(part: _Part, tp: int) -> set[int]:
     return {0, part.units, *(cut(part.units, tp, index)[0] for index in range(min(tp, part.units)))}
 
 
-def _held(part: _Part, layout: Layout, start: int, ranks: int, edges: list[int], side: int) -> Flags:
-    """[ranks, cells] of a part: who holds what under a layout."""
-    found = np.zeros((ranks, len(edges) - 1), dtype=bool)
+def _held(part: _Part, tp: int, pp: int, edges: list[int], side: int) -> Flags:
+    """[stages * tensor ranks + 1, cells] of a part: who holds what."""
+    found = np.zeros((pp * tp + 1, len(edges) - 1), dtype=bool)
     lows, highs = np.array(edges[:-1]), np.array(edges[1:])
-    block = layout.dp * layout.tp
-    for tp in range(layout.tp):
-        low, high = (0, part.units) if part.is_whole(layout.tp) else cut(part.units, layout.tp, tp)
-        cells = (lows >= low) & (highs <= high)
+    for index in range(tp):
+        low, high = (0, part.units) if part.is_whole(tp) else cut(part.units, tp, index)
         for stage in part.stages[side]:
-            first = start + stage * block + tp
-            found[first : first + block - tp : layout.tp] |= cells
+            found[stage * tp + index] |= (lows >= low) & (highs <= high)
     return found
 
 
