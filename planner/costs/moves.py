@@ -83,9 +83,16 @@ def move_loads(decoder: Decoder, shape: MoveShape) -> MoveLoads:
     return MoveLoads(
         inside=float(max(side.max() for side in inside)),
         between=float(max(side.max() for side in between)),
-        copied=float(((need & have) @ sizes).max()),
+        copied=float((((need & have) @ sizes) * _differs(shape, nodes)).max()),
         total=float(times @ (lack @ sizes).sum(axis=1)),
     )
+
+
+def _differs(shape: MoveShape, nodes: NDArray[np.int64]) -> Flags:
+    """[nodes, ranks]: those that hold something else under the other layout; equal parts are shared."""
+    alike = (shape.source.tp, shape.source.pp) == (shape.destination.tp, shape.destination.pp)
+    found: Flags = (nodes[..., 0] != nodes[..., 1]) | (not alike)
+    return found
 
 
 def _weighed(flags: Flags, weights: Floats) -> Floats:

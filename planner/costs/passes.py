@@ -80,8 +80,8 @@ def _micro_batches(
     busiest = max(forward + backward for forward, backward in zip(forwards, backwards, strict=True)) * count
     whole = pipelined(forwards, backwards, count, schedule)
     tally.add("compute", Seconds(busiest * times, source))
-    tally.add("bubble", Seconds((whole - busiest) * times, source))
     if stages > 1:
+        tally.add("bubble", Seconds(max(0.0, whole - busiest) * times, source))
         mean = mean_pack(packs).computed(windows, 0)
         ways = (stages - 1) * (1 if schedule == "forward" else 2)
         tally.add("messages", setting.crossing(mean, "forward") * (ways * times))

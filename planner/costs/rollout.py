@@ -122,7 +122,7 @@ def simulate(groups: Sequence[Group], slots: int, common: int = 0) -> History:
             heapq.heappop(offsets)
         until, count = ends[0][0], len(ends)
         # The engine reads, in each pass, as many tokens of every slot as the longest has by then.
-        spans.append((until - now, count, (now + until + 1) / 2 - offsets[0][0]))
+        spans.append((until - now, count, (now + until - 1) / 2 - offsets[0][0]))
         now = until
         while ends and ends[0][0] == now:
             running.discard(heapq.heappop(ends)[1])

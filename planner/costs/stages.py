@@ -32,16 +32,16 @@ def pipelined(
     """Seconds of `count` like micro-batches, whose passes take `forwards[s]` and `backwards[s]` on stage s.
 
     1F1B: the slowest stage works on all of them, and waits for one forward and backward of every other
-    stage. Zero-bubble splits off the gradients of weights (`weights` of a backward), which fill what would
-    be idle; what waits then is shorter by them (ZB-H1, arXiv 2401.10241). Transfers take no time here.
+    stage. Zero-bubble (ZB-H1, arXiv 2401.10241) splits off the gradients of weights (`weights` of a
+    backward), which fill what would be idle; or else the first stage ends last, which has all its backwards
+    to do after the first one has come through. Transfers take no time here.
     """
     both = [forward + backward for forward, backward in zip(forwards, backwards, strict=True)]
     slowest = max(range(len(both)), key=both.__getitem__)
-    others = sum(both) - both[slowest]
-    if schedule == "zero_bubble" and len(both) > 1:
-        delayed = [weights * backward for backward in backwards]
-        chain = sum(both) - sum(delayed)
-        idle = sum(max(0.0, b - 2 * w) for b, w in zip(both, delayed, strict=True))
-        idle -= max(0.0, both[slowest] - 2 * delayed[slowest])
-        return max(count * both[slowest] + idle, chain + delayed[slowest])
-    return count * both[slowest] + others
+    if schedule != "zero_bubble" or len(both) == 1:
+        return count * both[slowest] + sum(both) - both[slowest]
+    delayed = [weights * backward for backward in backwards]
+    waits = [max(0.0, b - 2 * w) for b, w in zip(both, delayed, strict=True)]
+    filled = count * both[slowest] + sum(waits) - waits[slowest]
+    first = sum(both) - sum(delayed) + delayed[0] + (count - 1) * backwards[0]
+    return max(filled, first + max(0.0, count - len(both)) * forwards[0])
