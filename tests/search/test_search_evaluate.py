@@ -14,7 +14,7 @@ from planner.search import MOVE, Call, Move, Option, Placed, Problem, Slot, eval
 ALL = (range(2),)
 
 
-@pytest.mark.parametrize("start", range(0, 400, 100))
+@pytest.mark.parametrize("start", range(0, 200, 100))
 def test_evaluate_means_what_the_enumerator_means(start: int) -> None:
     for seed in range(start, start + 100):
         problem = random_problems.random_problem(seed)
