@@ -15,6 +15,10 @@ from planner.rates import Doing, Seconds, Source, worse
 _SINGLE = 8
 """Micro-batches of a replica that are costed one by one; of more the mean one is."""
 
+BUCKET = 8 * 2**20
+"""Elements of gradients that are reduced at a time: the engine's default, said again because planning imports
+no torch; `tests/plan` compares them."""
+
 Passes = Callable[[int, Pass, int], Sequence[Seconds]]
 """(stage, micro-batch, ranks busy at once) -> its passes there."""
 
@@ -44,8 +48,8 @@ def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
 
     schedule = setting.how.schedule
     for packs in divided.packs:
-        _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, schedule)
-        _update(setting, tally, divided.minibatches)
+        last = _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, schedule)
+        _update(setting, tally, divided.minibatches, last)
     return tally.cost(*setting.assumptions)
 
 
@@ -57,10 +61,11 @@ def _micro_batches(
     times: float,
     passes: Passes,
     schedule: str,
-) -> None:
-    """`times` minibatches of these micro-batches, each of them `repeats` times, through the stages."""
+) -> list[float]:
+    """`times` minibatches of these micro-batches, each of them `repeats` times, through the stages. Returns
+    the seconds of one backward pass on each."""
     if not packs:
-        return
+        return [0.0] * len(setting.stages)
     stages = len(setting.stages)
     single = packs if len(packs) <= _SINGLE and repeats == 1 else (mean_pack(packs),)
     each = len(packs) * repeats / len(single)
@@ -86,6 +91,7 @@ def _micro_batches(
         ways = (stages - 1) * (1 if schedule == "forward" else 2)
         tally.add("messages", setting.crossing(mean, "forward") * (ways * times))
     tally.add("micro_batches", setting.rates.constant("micro_batch") * (count * times))
+    return backwards
 
 
 def _at_once(setting: Setting, passes: Passes, stage: int, one: Pass, share: float) -> list[Seconds]:
@@ -118,14 +124,26 @@ def _optimizer(setting: Setting, elements: int, data: int, busy: int) -> Seconds
     return setting.rates.update(elements, data, dtype=setting.dtype, busy=busy, per_node=per_node)
 
 
-def _update(setting: Setting, tally: Tally, times: float) -> None:
-    """What a minibatch ends with, on the stage that takes longest."""
+def _beyond(setting: Setting, reduced: Seconds, elements: int, backward: float) -> Seconds:
+    """What the backward pass of the last micro-batch leaves of reducing the gradients: the last bucket in any
+    case. The cores of a CPU are busy with that pass, and hide nothing."""
+    if setting.rates.device.runtime == "cpu":
+        return reduced
+    buckets = max(1, -(-elements // BUCKET))
+    left = reduced.value - backward * (1 - 1 / buckets)
+    return Seconds(max(left, reduced.value / buckets), reduced.source)
+
+
+def _update(setting: Setting, tally: Tally, times: float, backwards: Sequence[float]) -> None:
+    """What a minibatch ends with, on the stage that takes longest; `backwards` are the seconds of its last
+    backward pass on each."""
     data, rates = setting.how.layout.dp * setting.cut.c, setting.rates
     tally.add("train_step", rates.constant("train_step") * times)
     found = []
-    for run in setting.stages:
+    for run, backward in zip(setting.stages, backwards, strict=True):
         elements = stage_elements(setting.decoder, setting.cut, run.first, run.stop)
         reduced = rates.reduce_gradients(elements, data, dtype=setting.dtype, per_node=setting.data_per_node)
+        reduced = _beyond(setting, reduced, elements, backward)
         update = setting.shared(partial(_optimizer, setting, elements, data))
         sums = Seconds(0.0)
         traffic = gradient_traffic(setting.decoder, setting.cut, run.first, run.stop, data, setting.itemsize)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from planner.decoder import Decoder
 from planner.formulas import Cut, Pass, ends_work, layer_work
+from planner.hardware import node_device
 from planner.rates import Collective, Doing, Rates, Seconds
+from realflow.planfile import Node
 
 FLOPS, BYTES, LINK = 1e9, 1e9, 1e8
 CONSTANT = 1e-4
@@ -16,9 +18,13 @@ CONSTANT = 1e-4
 class FlatRates(Rates):
     """`asked` lists what was asked for, to tell what a cost looked at."""
 
+    kind: str = "cpu"
     asked: list[tuple[str, object]] = field(default_factory=list)
     slower: float = 0.0
     """By how much each further busy rank slows a rank down."""
+
+    def __post_init__(self) -> None:
+        self.device = node_device(Node("node", 8, self.kind))
 
     def layer(
         self, decoder: Decoder, kind: int, cut: Cut, one: Pass, doing: Doing, *, dtype: str, busy: int = 1

@@ -15,11 +15,13 @@ from small_cards import llama_card
 from planner.costs import Costs
 from planner.costs.batches import Sample, _pack, dispatch, mean_pack, sequence_cost
 from planner.costs.functions import SAMPLE_SECONDS
+from planner.costs.passes import BUCKET
 from planner.costs.rollout import PREFILL, expected_maximum, simulate, slowest_replica
 from planner.costs.stages import pipelined, stage_runs
 from planner.decoder import Decoder, read_decoder
 from planner.lengths import Lengths, Pair, read_lengths
 from realflow.data.balance import micro_batches, minibatches
+from realflow.engines import shards
 from realflow.engines.generate import NativeEngine
 from realflow.engines.pipeline import orders
 from realflow.engines.pipeline import simulate as simulate_stages
@@ -207,6 +209,7 @@ def test_rounds_are_those_of_the_engines_slots(rows: list[tuple[int, list[int]]]
 
 def test_what_is_said_again_is_what_the_engine_has() -> None:
     assert NativeEngine.__init__.__kwdefaults__["prefill_tokens"] == PREFILL
+    assert shards.BUCKET == BUCKET
 
 
 def test_the_last_replica_has_the_longest_response() -> None:
@@ -284,6 +287,23 @@ def test_data_ranks_share_work_and_reduce_gradients() -> None:
     assert two.parts["compute"] == pytest.approx(one.parts["compute"] / 2, rel=0.05)
     assert two.parts["reduce"] > 0
     assert two.parts["optimizer"] == pytest.approx(one.parts["optimizer"] / 2)
+
+
+def test_a_gpu_reduces_gradients_while_it_computes_them() -> None:
+    cpu, gpu = (
+        costs(FlatRates(kind), prompt=30, response=20).call("train", how("d2")).parts["reduce"]
+        for kind in ("cpu", "h100")
+    )
+    assert gpu == pytest.approx(cpu), "one bucket: it is complete when the backward pass ends"
+    wide = decoder(hidden_size=512, intermediate_size=4096)
+    parts = {}
+    for kind in ("cpu", "h100"):
+        made = costs(FlatRates(kind), prompt=30, response=20)
+        made.decoders = dict.fromkeys(made.decoders, wide)
+        parts[kind] = made.call("train", how("d2")).parts
+    assert wide.size > 4 * BUCKET
+    assert parts["h100"]["reduce"] < 0.5 * parts["cpu"]["reduce"]
+    assert parts["h100"]["reduce"] >= parts["cpu"]["reduce"] / -(-wide.size // BUCKET) * 0.99
 
 
 def test_stages_have_a_bubble_that_zero_bubble_shrinks() -> None:
