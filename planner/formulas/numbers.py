@@ -110,6 +110,8 @@ def gradient_traffic(
         shared = sum(
             count * _partial(decoder, kind, cut) for kind, count in decoder.kinds(first, stop).items()
         )
+        if cut.sequence_parallel and stop == len(decoder.layers):
+            shared += decoder.norm_size
         found += [Traffic("all_reduce", "t", cut.t, 4 * shared)] if shared else []
     if decoder.tied and cut.p > 1 and (first == 0 or stop == len(decoder.layers)):
         table = shares(decoder, 0, cut).vocab * decoder.hidden
@@ -239,7 +241,8 @@ def _partial(decoder: Decoder, kind: int, cut: Cut) -> int:
     if decoder.kv_heads % cut.t:
         size += 2 * decoder.kv_heads * decoder.head_dim * (decoder.hidden + decoder.qkv_bias)
     if cut.sequence_parallel:
-        size += found["norms"] + decoder.hidden * decoder.out_bias
+        last = decoder.mlp_bias and decoder.layers[kind].intermediate > 0
+        size += found["norms"] + decoder.hidden * (decoder.out_bias + last)
     return size
 
 

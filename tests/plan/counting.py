@@ -71,43 +71,38 @@ def recording(patch: Any) -> Iterator[Messages]:
         yield found
 
 
-def count(
-    folder: Path,
-    layout: Layout,
-    rank: int,
-    lengths: list[int],
-    patch: Any,
-    *,
-    head: str = "lm",
-    sequence: bool = False,
-    recompute: bool = False,
-    dtype: str = "float32",
-) -> Counted:
-    """Run one rank's part of a model forward and backward over packed sequences, scoring every token."""
-    found = Counted()
-    model = load_model(folder, dtype=dtype, place=place_of(layout, rank), head=head)
-    model.sequence_parallel, model.recompute, model.share = sequence, recompute, False
-    tokens = torch.arange(sum(lengths)) % 90 + 5
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    packed = model.prepare(tokens, positions, torch.tensor([0, *lengths]).cumsum(0).int())
-    entering = None
-    if not model.stage.embeds:
-        entering = torch.zeros(
-            model.boundary_rows(packed), model.partition.card.hidden, dtype=model.dtype, requires_grad=True
-        )
+class RankModel:
+    """One rank's part of a model, run forward and backward over packed sequences, scoring every token."""
 
-    def forward() -> torch.Tensor:
-        states = model.run(packed, entering)
+    def __init__(self, folder: Path, layout: Layout, rank: int, lengths: list[int], head: str = "lm") -> None:
+        self.model = load_model(folder, dtype="float32", place=place_of(layout, rank), head=head)
+        self.model.share = False
+        self.tokens = torch.arange(sum(lengths)) % 90 + 5
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        self.packed = self.model.prepare(self.tokens, positions, torch.tensor([0, *lengths]).cumsum(0).int())
+
+    def run(self, patch: Any, *, sequence: bool = False, recompute: bool = False) -> Counted:
+        """What it spends."""
+        model, found = self.model, Counted()
+        model.sequence_parallel, model.recompute = sequence, recompute
+        entering = None
+        if not model.stage.embeds:
+            rows = model.boundary_rows(self.packed)
+            entering = torch.zeros(rows, model.partition.card.hidden, requires_grad=True)
+        with recording(patch) as messages:
+            found.flops["forward"], result = flops(lambda: self._forward(entering))
+        found.messages["forward"] = messages
+        with recording(patch) as messages:
+            found.flops["backward"], _ = flops(lambda: result.sum().backward())
+        found.messages["backward"] = messages
+        return found
+
+    def _forward(self, entering: torch.Tensor | None) -> torch.Tensor:
+        model = self.model
+        states = model.run(self.packed, entering)
         if not model.stage.ends:
             return states
-        if head != "lm":
+        if model.head_kind != "lm":
             return values(model, states)
-        return token_stats(states, model.head.weight, tokens, vocabulary=model.vocabulary).logprobs
-
-    with recording(patch) as messages:
-        found.flops["forward"], result = flops(forward)
-    found.messages["forward"] = messages
-    with recording(patch) as messages:
-        found.flops["backward"], _ = flops(lambda: result.sum().backward())
-    found.messages["backward"] = messages
-    return found
+        stats = token_stats(states, model.head.weight, self.tokens, vocabulary=model.vocabulary)
+        return stats.logprobs

@@ -116,7 +116,8 @@ def plans(draw: st.DrawFn) -> Plan:
         calls=calls,
         cards=dict.fromkeys(graph.models, "1234567890123456"),
         reallocs=tuple(reallocs),
-        memory=draw(st.dictionaries(st.integers(0, world - 1), causes, max_size=6)),
+        memory=(memory := draw(st.dictionaries(st.integers(0, world - 1), causes, max_size=6))),
+        moments={rank: draw(words) for rank in memory if draw(st.booleans())},
         timeline=tuple(
             TimelineEntry(what, draw(rank_sets), start, start + 1)
             for what in draw(st.lists(words, max_size=2))
