@@ -7,7 +7,7 @@ local_cluster(devices) / read_cluster(path) -> Cluster
 from planner.cluster import local_cluster, read_cluster
 from planner.layouts import EVERY, parse_layouts
 from planner.make import Assumptions, make_plan, moves
-from planner.memory import overfull, rank_memory
+from planner.memory import overfull, rank_memory, with_memory
 
 __all__ = [
     "EVERY",
@@ -19,4 +19,5 @@ __all__ = [
     "parse_layouts",
     "rank_memory",
     "read_cluster",
+    "with_memory",
 ]

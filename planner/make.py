@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from planner.fitting import memory_notes
 from planner.given import settle
 from planner.layouts import place_calls
-from planner.memory import Assumptions, overfull, rank_memory
+from planner.memory import Assumptions, rank_memory, with_memory
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.models.card import Card
-from realflow.models.layouts import accepted, refusals
-from realflow.models.partition import with_head
 from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, check_plan, needed_reallocs
 from realflow.planfile.check import ENGINES_OF
 from realflow.planfile.notes import after_notes, idle_notes
-from realflow.planfile.ranks import format_ranks
 from realflow.realloc.edges import edge_schedule
 
 MAX_SLOTS = 64
@@ -60,13 +58,12 @@ def make_plan(
     }
     given = Plan(graph, cluster, calls, cards={name: cards[name].hash for name in graph.models})
     bare = settle(given, layouts, cards)
-    plan = replace(
-        bare,
-        reallocs=moves(bare, cards),
-        memory=rank_memory(graph, bare.calls, cards, cluster, assume or Assumptions()),
+    memory = rank_memory(graph, bare.calls, cards, cluster, assume or Assumptions())
+    plan = with_memory(replace(bare, reallocs=moves(bare, cards)), memory)
+    full = memory_notes(
+        plan, cards, assume or Assumptions(), lambda call, how: _slots(graph, call, how, None)
     )
-    fits = _fitting(plan, cards, assume or Assumptions()) if overfull(plan) else None
-    plan = replace(plan, notes=(*_notes(plan, fits), *bare.notes, *_length_notes(graph, cards)))
+    plan = replace(plan, notes=(*_notes(plan), *full, *bare.notes, *_length_notes(graph, cards)))
     check_plan(plan)
     return plan
 
@@ -150,43 +147,6 @@ def choose_slots(graph: Graph, call: Call, layout: Layout) -> int:
     return min(MAX_SLOTS, -(-graph.prompts // layout.dp) * graph.samples)
 
 
-def _fitting(plan: Plan, cards: Mapping[str, Card], assume: Assumptions) -> Layout | None:
-    """A layout of all devices, the same for every call of a model, that is expected to fit: the one most
-    like data parallelism. None where there is none."""
-    world = plan.world_size
-    models = [with_head(cards[name], spec.head) for name, spec in plan.graph.models.items()]
-    for layout in accepted(models[0], world) if models else ():
-        if any(refusals(card, layout) for card in models[1:]):
-            continue
-        calls = {
-            call.name: plan.calls[call.name]
-            if call.op == "function"
-            else CallPlan(
-                tuple(range(world)),
-                layout,
-                plan.calls[call.name].engine,
-                plan.calls[call.name].micro_batch_tokens,
-                _slots(plan.graph, call, layout, None),
-            )
-            for call in plan.graph.calls
-        }
-        memory = rank_memory(plan.graph, calls, cards, plan.cluster, assume)
-        if not overfull(replace(plan, calls=calls, memory=memory)):
-            return layout
-    return None
-
-
-def _notes(plan: Plan, fits: Layout | None) -> list[str]:
+def _notes(plan: Plan) -> list[str]:
     notes = ["Layouts are as given, not searched; seconds are not estimated. Memory is estimated from cards."]
-    notes += [*idle_notes(plan), *after_notes(plan)]
-    for (total, limit), ranks in overfull(plan).items():
-        many = len(ranks) > 1
-        cause, size = max(plan.memory[ranks[0]].items(), key=lambda item: item[1])
-        notes.append(
-            f"Memory: rank{'s' * many} {format_ranks(ranks)} {'are' if many else 'is'} expected to need "
-            f"{total / 2**30:.1f} GiB of {'their' if many else 'its'} {limit / 2**30:.3g} GiB, most of it "
-            f"{cause} ({size / 2**30:.1f} GiB)."
-        )
-    if fits is not None:
-        notes.append(f"Memory: {fits} for all calls is expected to fit.")
-    return notes
+    return [*notes, *idle_notes(plan), *after_notes(plan)]

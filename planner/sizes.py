@@ -1,96 +1,80 @@
-"""Bytes of one rank's part of a model: weights, optimizer, KV cache, activations, logits. Pure."""
+"""What one rank has of a model, in numbers that a card and a decoder's config both give. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
-from realflow.graph.types import Call, Graph
+from realflow.graph.types import Graph
 from realflow.layout import Layout, box_size, cut
 from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import Partition, partition, with_head
-from realflow.planfile import CallPlan
 from realflow.planfile.holdings import Holding
 
-LOGIT_ROWS = 1024
-"""Rows of logits that exist at once in training and inference."""
-
-MESSAGES = 4
-"""Hidden states of a micro-batch under way between a stage and a neighbour: two there, two back."""
+ALIGNMENT = 32
+"""Elements of the flat buffer from one parameter's begin to another's are a multiple of it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one holding has of a model: `dtype` is that of its compute weights."""
+    """What one holding has of a model: `dtype` is that of its compute weights.
 
-    cut: Partition
-    holding: Holding
+    `elements` are the parameters held; `kv_heads` the key and value heads that are computed here,
+    `cached_heads` those that generation stores. `intermediate` is how many columns of MLPs a token
+    passes through here (of experts: the active ones'), `logits` how many columns of logits are computed
+    here: none before the last stage, and none of a model with another head. `stored` is `elements` with what
+    lies between parameters so that they begin at round addresses. `gated` MLPs multiply two products;
+    `head_norms` normalise queries and keys; a layer has `norms` over the hidden dim, which keep what they
+    multiply in float32 where they are `wide_norms`. `stage`, `stages` and `parts` (tensor ranks) are those
+    of the holding.
+    """
+
     dtype: str
-    has_logits: bool
-
-    @property
-    def card(self) -> Card:
-        """Of the whole model."""
-        return self.cut.card
+    elements: int
+    hidden: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    cached_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    logits: int
+    positions: int
+    stored: int
+    tied: bool = False
+    gated: bool = True
+    head_norms: bool = False
+    norms: int = 2
+    wide_norms: bool = False
+    stage: int = 0
+    stages: int = 1
+    parts: int = 1
 
     @property
     def itemsize(self) -> int:
         """Bytes of one weight or activation."""
         return ITEMSIZE[self.dtype]
 
-    @cached_property
-    def elements(self) -> int:
-        """Parameters held."""
-        return sum(map(box_size, self.cut.boxes(self.holding.pp, self.holding.tp).values()))
-
     @property
     def weight_bytes(self) -> int:
         """Bytes of the compute weights."""
-        return self.elements * self.itemsize
+        return self.stored * self.itemsize
 
     @property
-    def layers(self) -> int:
-        """Decoder layers of the stage."""
-        stage = self.cut.stages[self.holding.pp]
-        return stage.stop - stage.first
+    def is_first(self) -> bool:
+        """Whether it embeds tokens."""
+        return self.stage == 0
 
     @property
-    def query_heads(self) -> int:
-        """Attention heads of the tensor rank."""
-        start, stop = self.cut.query_heads(self.holding.tp)
-        return stop - start
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads that the tensor rank holds."""
-        start, stop = self.cut.kv_heads(self.holding.tp)
-        return stop - start
-
-    @property
-    def cached_heads(self) -> int:
-        """Key and value heads that generation caches: those that the rank's query heads use."""
-        start, stop = self.cut.query_heads(self.holding.tp)
-        group = self.card.heads // self.card.kv_heads
-        return -(-stop // group) - start // group
-
-    @property
-    def intermediate(self) -> int:
-        """Columns of the MLP on the tensor rank."""
-        start, stop = cut(self.card.intermediate, self.holding.parts, self.holding.tp)
-        return stop - start
-
-    @property
-    def logits(self) -> int:
-        """Columns of the logits that this part computes: none before the last stage."""
-        if not self.has_logits or self.holding.pp < self.holding.stages - 1:
-            return 0
-        start, stop = self.cut.vocabulary(self.holding.tp)
-        return stop - start
+    def is_last(self) -> bool:
+        """Whether it ends in a norm and a head."""
+        return self.stage == self.stages - 1
 
 
 class Parts:
-    """The parts of a graph's models, each made once."""
+    """The parts of a graph's models, each made once, from their cards."""
 
     def __init__(self, graph: Graph, cards: Mapping[str, Card]) -> None:
         self._models, self._cards = graph.models, cards
@@ -100,75 +84,63 @@ class Parts:
         """What a holding has of a model. Raises InputError where it cannot be cut so."""
         if (model, holding) not in self._known:
             spec = self._models[model]
-            whole = partition(
-                with_head(self._cards[model], spec.head), Layout(tp=holding.parts, pp=holding.stages)
-            )
+            layout = Layout(tp=holding.parts, pp=holding.stages)
+            whole = partition(with_head(self._cards[model], spec.head), layout)
             for pp in range(holding.stages):
                 for tp in range(holding.parts):
                     place = Holding(pp, holding.stages, tp, holding.parts)
-                    self._known[model, place] = Part(whole, place, spec.dtype, spec.head == "lm")
+                    self._known[model, place] = part_of(whole, place, spec.dtype, spec.head)
         return self._known[model, holding]
 
 
-def training_bytes(part: Part, dp: int) -> tuple[int, int]:
-    """Bytes of (masters and two moments, gradients) on one rank.
+def part_of(whole: Partition, place: Holding, dtype: str, head: str) -> Part:
+    """What the holding `place` has of a model that is cut so."""
+    card, stage = whole.card, whole.stages[place.pp]
+    names = [p.name.rsplit(".", 2)[-2] for p in card.parameters if p.name.count(".") > 1]
+    norms = sum(p.shape == (card.hidden,) and p.name.endswith("norm.weight") for p in card.parameters)
+    boxes = [box_size(box) for box in whole.boxes(place.pp, place.tp).values()]
+    query, held = whole.query_heads(place.tp), whole.kv_heads(place.tp)
+    vocabulary = whole.vocabulary(place.tp)
+    ends = place.pp == place.stages - 1
+    return Part(
+        dtype=dtype,
+        elements=sum(boxes),
+        hidden=card.hidden,
+        layers=stage.stop - stage.first,
+        query_heads=query[1] - query[0],
+        kv_heads=held[1] - held[0],
+        cached_heads=_cached(query, card.heads // card.kv_heads),
+        head_dim=card.head_dim,
+        intermediate=_length(cut(card.intermediate, place.parts, place.tp)),
+        vocab=card.vocab,
+        logits=_length(vocabulary) if head == "lm" and ends else 0,
+        positions=card.max_positions,
+        stored=_stored(boxes),
+        tied=bool(card.tied),
+        gated="gate_proj" in names or "gate_up_proj" in names,
+        head_norms="q_norm" in names,
+        norms=(norms - 1) // card.layers,
+        wide_norms=card.model_type.startswith("gemma"),
+        stage=place.pp,
+        stages=place.stages,
+        parts=place.parts,
+    )
 
-    They are float32, float64 for a float64 model; the first is sharded over dp (ZeRO-1). Where the
-    compute weights have that dtype too, they are the masters.
-    """
-    size = 8 if part.dtype == "float64" else 4
-    states = 2 if part.itemsize == size else 3
-    return -(-states * size * part.elements // dp), size * part.elements
+
+def _stored(sizes: Iterable[int]) -> int:
+    """Elements of a flat buffer of parameters, each of which begins at a multiple of `ALIGNMENT`; the run has
+    less between parameters that it reads as one."""
+    end = 0
+    for size in sizes:
+        end = -(-end // ALIGNMENT) * ALIGNMENT + size
+    return end
 
 
-def kv_bytes(part: Part, call: Call, slots: int, prompt_tokens: int) -> int:
-    """Bytes of a generate call's KV cache: keys and values of every slot at its full length, in the
-    layers and heads of this part."""
-    length = sequence_tokens(part.card, call, prompt_tokens)
-    return 2 * part.layers * part.cached_heads * part.card.head_dim * part.itemsize * slots * length
+def _length(interval: tuple[int, int]) -> int:
+    return interval[1] - interval[0]
 
 
-def sequence_tokens(card: Card, call: Call, prompt_tokens: int) -> int:
-    """The longest sequence that a call may see, in tokens: the longest prompt, and its response."""
-    new = call.sampling.max_new_tokens if call.sampling else 0
-    return min(card.max_positions, prompt_tokens + new)
-
-
-def in_flight(where: CallPlan, stage: int, samples: int) -> int:
-    """Micro-batches whose activations a stage of a train call keeps at once.
-
-    1F1B begins with as many forwards as there are stages from this one on; zero-bubble keeps what
-    its delayed weight gradients need as long as the first stage would. There is at least a sample in each.
-    It is the engine's own rule, said again because planning imports no torch; `tests/plan` compares them.
-    """
-    stages = where.layout.pp
-    return min(samples, stages if where.schedule == "zero_bubble" else stages - stage)
-
-
-def passing_bytes(graph: Graph, call: Call, where: CallPlan, part: Part) -> dict[str, int]:
-    """Bytes of activations, logits and messages between stages on one rank while a call runs.
-
-    A training token keeps, for each layer, its residual, two norms, q, k, v and the attention's
-    output, gate, up and their product (with `recompute` the residual alone, and all of one layer);
-    inference and prefill hold one layer at a time. Decoding has a row of logits for each slot.
-    """
-    card, item = part.card, part.itemsize
-    generate = next((other for other in graph.calls if other.op == "generate"), call)
-    longest = sequence_tokens(card, generate, graph.data.prompt_tokens)
-    samples = -(-graph.prompts * graph.samples // (where.layout.dp * call.minibatches))
-    tokens = min(max(where.micro_batch_tokens, longest), samples * longest)
-    between = card.hidden // (part.holding.parts if where.sequence_parallel else 1)
-    attention = (2 * part.query_heads + 2 * part.kv_heads) * card.head_dim
-    layer = 4 * between + attention + 3 * part.intermediate
-    if call.op != "train":
-        kept = layer
-    elif where.recompute:
-        kept = in_flight(where, part.holding.pp, samples) * part.layers * between + layer
-    else:
-        kept = in_flight(where, part.holding.pp, samples) * part.layers * layer
-    rows = min(where.slots, samples) if call.op == "generate" else min(LOGIT_ROWS, tokens)
-    # The scores and, in training, their gradient.
-    logits = rows * part.logits * max(4, item) * (2 if call.op == "train" else 1)
-    neighbours = (part.holding.pp > 0) + (part.holding.pp < part.holding.stages - 1)
-    messages = 0 if call.op == "generate" else neighbours * MESSAGES * tokens * between * item
-    return {"activations": tokens * kept * item, "logits": logits, "messages": messages}
+@lru_cache(maxsize=4096)
+def _cached(query: tuple[int, int], group: int) -> int:
+    """Key and value heads that the query heads of a rank use, where `group` use one."""
+    return -(-query[1] // group) - query[0] // group

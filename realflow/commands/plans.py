@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from planner import Assumptions, moves, overfull, parse_layouts, rank_memory
+from planner import Assumptions, moves, overfull, parse_layouts, rank_memory, with_memory
 from realflow import api
 from realflow.commands.common import AddCommand, graph_arguments, layout_arguments, say
 from realflow.errors import InputError, Problem
@@ -131,8 +131,9 @@ def _with_memory(plan: Plan, cards: Mapping[str, Card]) -> Plan:
     if not plan.memory:
         return plan
     memory = rank_memory(plan.graph, plan.calls, cards, plan.cluster, Assumptions())
-    if memory == plan.memory:
+    anew = with_memory(plan, memory)
+    if anew == plan:
         return plan
     kept = [note for note in plan.notes if not note.startswith("Memory: ")]
     note = "Memory is estimated anew: that in the file is of other calls."
-    return replace(plan, memory=memory, notes=(*kept, note))
+    return replace(anew, notes=(*kept, note))

@@ -196,18 +196,19 @@ def _memory(plan: Plan) -> list[Table]:
     """A row for each cause; ranks that hold the same share a column."""
     limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
     causes = list(dict.fromkeys(cause for row in plan.memory.values() for cause in row))
-    groups: dict[tuple[tuple[int, ...], int | None], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], int | None, str], list[int]] = {}
     for rank in sorted(plan.memory):
-        row: Mapping[str, int] = plan.memory[rank]
-        groups.setdefault((tuple(row.get(cause, 0) for cause in causes), limits[rank]), []).append(rank)
+        row, moment = plan.memory[rank], plan.moments.get(rank, "")
+        sizes = tuple(row.get(cause, 0) for cause in causes)
+        groups.setdefault((sizes, limits[rank], moment), []).append(rank)
     heads, cells = [], []
-    for (sizes, limit), ranks in groups.items():
+    for (sizes, limit, moment), ranks in groups.items():
         heads.append(f"rank{'s' * (len(ranks) > 1)} {format_ranks(ranks)}")
-        cells.append([*map(_bytes, sizes), _bytes(sum(sizes)), _spare(limit, sum(sizes))])
+        cells.append([moment, *map(_bytes, sizes), _bytes(sum(sizes)), _spare(limit, sum(sizes))])
     tables = []
     for first in range(0, len(heads), _SIDE_BY_SIDE):
         part = slice(first, first + _SIDE_BY_SIDE)
-        rows = list(zip((*causes, "total", "to spare"), *cells[part], strict=True))
+        rows = list(zip(("worst at", *causes, "total", "to spare"), *cells[part], strict=True))
         title = "Memory of each rank at the worst moment" if first == 0 else ""
         tables.append(_table(title, ["", *heads[part]], rows, frozenset(heads[part])))
     return tables

@@ -16,6 +16,7 @@ from realflow.commands.common import AddCommand, layout_arguments, say
 from realflow.errors import InputError, Problem
 from realflow.graph.yamlfile import load_yaml
 from realflow.planfile import Plan, read_plan
+from realflow.planfile.types import TRACK_MEMORY
 
 _MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
@@ -48,6 +49,11 @@ def add_commands(add: AddCommand) -> None:
         default=0,
         help="resume by itself up to N times when the run fails",
     )
+    run.add_argument(
+        "--track-memory",
+        action="store_true",
+        help="record the peak of the memory that tensors take in each call, on each rank (slower on CPUs)",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     report = add("report", run_report, "write a run's report.html", "realflow report runs/first")
     report.add_argument("run_dir", metavar="RUN_DIR", help="a run's directory")
@@ -66,7 +72,7 @@ def run_run(args: argparse.Namespace) -> None:
     if any(name in os.environ for name in _MPI_RANK):
         _run_rank(args, is_plan)
         return
-    plan = _plan(args, is_plan)
+    plan = _watched(_plan(args, is_plan), args.track_memory)
     folder = api.new_run_dir(plan.graph.name, name=args.name, run_dir=args.run_dir)
     from realflow.launch.local import supervise
 
@@ -88,10 +94,16 @@ def _resume(args: argparse.Namespace) -> None:
         plan = _with_steps(read_plan(folder / "plan.yaml"), settings)
     else:
         plan = _plan(args, looks_like_plan(args.what))
+    plan = _watched(plan, args.track_memory)
     from realflow.launch.local import supervise
 
     result = supervise(plan, folder, quiet=args.quiet, resume=True, restarts=args.restarts)
     print(f"done: {result.run_dir}")
+
+
+def _watched(plan: Plan, track_memory: bool) -> Plan:
+    """A plan that says whether its run records the peaks of memory."""
+    return replace(plan, extra={**plan.extra, TRACK_MEMORY: True}) if track_memory else plan
 
 
 def _with_steps(plan: Plan, settings: list[str]) -> Plan:
@@ -155,6 +167,12 @@ def _run_rank(args: argparse.Namespace, is_plan: bool) -> None:
             )
         )
     _refuse_options(args)
+    if args.track_memory:
+        raise InputError(
+            Problem(
+                f"under mpirun, write {TRACK_MEMORY}: true under extra in the plan", where="--track-memory"
+            )
+        )
     folder = Path(args.run_dir or Path("runs") / (args.name or _shared_name(args.what, os.environ)))
     from realflow.runtime import worker
 

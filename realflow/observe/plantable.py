@@ -103,6 +103,7 @@ def _memory(plan: Plan) -> str:
     rows = [
         (
             str(rank),
+            plan.moments.get(rank, ""),
             *(_size(plan.memory[rank].get(cause, 0)) for cause in causes),
             _size(sum(plan.memory[rank].values())),
         )
@@ -110,7 +111,7 @@ def _memory(plan: Plan) -> str:
     ]
     left = len(plan.memory) - len(ranks)
     title = "Planned memory of each rank" + (f" (the first {len(ranks)}; {left} more)" if left > 0 else "")
-    return _table(title, ("rank", *causes, "sum"), rows)
+    return _table(title, ("rank", "worst at", *causes, "sum"), rows)
 
 
 def _notes(plan: Plan) -> str:

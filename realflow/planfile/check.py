@@ -290,7 +290,7 @@ def _expectations(plan: Plan) -> list[Problem]:
             problems.append(
                 Problem(f"the graph has no model {model} (models: {known})", where=f"cards.{model}")
             )
-    outside = sorted(rank for rank in plan.memory if not 0 <= rank < plan.world_size)
+    outside = sorted(rank for rank in {*plan.memory, *plan.moments} if not 0 <= rank < plan.world_size)
     if outside:
         problems.append(Problem(f"{_names(outside)} outside the cluster", where="memory"))
     for index, entry in enumerate(plan.timeline):

@@ -31,7 +31,18 @@ from realflow.layout import Layout
 from realflow.planfile.check import AFTER, ENGINES, SCHEDULES, find_problems
 from realflow.planfile.kinds import RUNTIME_OF
 from realflow.planfile.ranks import LIMIT, parse_ranks
-from realflow.planfile.types import CAUSES, FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
+from realflow.planfile.types import (
+    AT,
+    CAUSES,
+    FORMAT,
+    SPARE,
+    CallPlan,
+    Cluster,
+    Node,
+    Plan,
+    ReallocPlan,
+    TimelineEntry,
+)
 
 T = TypeVar("T")
 MAX_DEVICES = 4096
@@ -65,6 +76,10 @@ def _read_bytes(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
         raise Wrong
     return value
+
+
+def _read_signed(value: Any) -> int:
+    return -_read_bytes(-value) if isinstance(value, int) and value < 0 else _read_bytes(value)
 
 
 def _read_ranks(value: Any) -> tuple[int, ...]:
@@ -128,6 +143,7 @@ TOP_KEYS = (
 NUMBER = number("a number of at least 0", least=0)
 SPEED = number("bytes a second, more than 0", above=0)
 BYTES = Kind("a whole number of bytes", _read_bytes)
+SIGNED = Kind("a whole number", _read_signed)
 _RANK = whole(0, LIMIT - 1)
 RANKS = Kind("ranks, such as [0, 1] or 0-1", _read_ranks)
 LAYOUT = Kind("a layout such as d2t1p1", _read_layout)
@@ -156,7 +172,7 @@ def _plan(report: Report, checks: Iterable[Check] = ()) -> Plan:
         "cards": _texts(top.section("cards"), HASH),
         "hashes": _texts(top.section("hashes"), HASH),
         "reallocs": tuple(_realloc(item) for item in _sections(top, "reallocs")),
-        "memory": _memory(top.section("memory")),
+        **dict(zip(("memory", "moments"), _memory(top.section("memory")), strict=True)),
         "timeline": tuple(_entry(item) for item in _sections(predicted, "timeline")),
         "notes": tuple(
             report.read(("notes", index), item, NOTE, "") for index, item in enumerate(_list(top, "notes"))
@@ -311,16 +327,21 @@ def _entry(section: Section) -> TimelineEntry:
     return entry
 
 
-def _memory(section: Section) -> Mapping[int, Mapping[str, int]]:
-    """Rows are for one rank (`0`) or several (`0-7`)."""
+def _memory(section: Section) -> tuple[Mapping[int, Mapping[str, int]], Mapping[int, str]]:
+    """Bytes and moments. Rows are for one rank (`0`) or several (`0-7`); what is to spare follows from the
+    rest and is there for people."""
     memory: dict[int, dict[str, int]] = {}
+    moments: dict[int, str] = {}
     for key in section.items:
         ranks = section.report.read((*section.path, key), key, RANKS, ())
         row = section.report.section((*section.path, key), section.items[key])
         causes = {cause: row.need(cause, BYTES, 0) for cause in row.items if cause in CAUSES}
-        row.close(CAUSES)
+        moment = row.take(AT, _maybe(TEXT), None)
+        row.take(SPARE, _maybe(SIGNED), None)
+        row.close((AT, *CAUSES, SPARE))
         if memory.keys().isdisjoint(ranks):
             memory.update({rank: dict(causes) for rank in ranks})
+            moments.update({rank: moment for rank in ranks if moment})
         else:
             section.problem("a rank in it has a row already", key)
-    return memory
+    return memory, moments

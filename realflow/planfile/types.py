@@ -20,6 +20,7 @@ CAUSES = (
     "process",
     "weights",
     "offloaded",
+    "masters",
     "optimizer",
     "gradients",
     "kv_cache",
@@ -27,15 +28,22 @@ CAUSES = (
     "activations",
     "logits",
     "messages",
+    "margin",
 )
 """What takes memory on a rank, in the order in which it is written."""
+
+AT, SPARE = "at", "to_spare"
+"""Beside the causes of a rank: what is under way at the worst moment, and the bytes that are left."""
+
+TRACK_MEMORY = "track_memory"
+"""The key under a plan's `extra` that makes its run record the peaks of memory."""
 
 Engine = Literal["native", "vllm", "python", "train", "infer"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine: `devices` devices of one `kind` (`cpu`, `cuda`, later a catalogue name).
+    """A machine: `devices` devices of one `kind` (a key of `planfile.kinds.RUNTIME_OF`).
 
     `memory_bytes` is that of one device: a share of the machine's memory where devices are CPUs.
     `inside` and `between` are the bytes a second that a device sends, and receives, within its node and
@@ -134,6 +142,8 @@ class Plan:
     reallocs: tuple[ReallocPlan, ...] = ()
     memory: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     """Rank -> cause (of `CAUSES`) -> bytes at the worst moment."""
+    moments: Mapping[int, str] = field(default_factory=dict)
+    """Rank -> what is under way then."""
     timeline: tuple[TimelineEntry, ...] = ()
     step_seconds: float | None = None
     lower_bound_seconds: float | None = None

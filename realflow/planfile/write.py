@@ -14,7 +14,17 @@ from realflow.errors import InputError, Problem
 from realflow.graph import graph_to_mapping
 from realflow.planfile.flags import OF_TRAINING
 from realflow.planfile.ranks import format_ranks
-from realflow.planfile.types import FORMAT, CallPlan, Cluster, Node, Plan, ReallocPlan, TimelineEntry
+from realflow.planfile.types import (
+    AT,
+    FORMAT,
+    SPARE,
+    CallPlan,
+    Cluster,
+    Node,
+    Plan,
+    ReallocPlan,
+    TimelineEntry,
+)
 
 _LIST_LIMIT = 16  # longer sets of ranks are written as ranges
 # Text that stays text in any YAML dialect; all other text is quoted, because the dumper's own
@@ -88,7 +98,11 @@ def plan_to_yaml(plan: Plan) -> str:
             "Weights that move after an optimizer step, to calls whose layout lacks them, in each step.",
             {"reallocs": [_realloc(realloc) for realloc in plan.reallocs]},
         ),
-        ("Bytes of each rank by cause, at the worst moment.", {"memory": _memory(plan.memory)}),
+        (
+            "Bytes of each rank by cause, at the worst moment (`at`: the call under way), for the longest\n"
+            "# prompts and responses that may come.",
+            {"memory": _memory(plan)},
+        ),
         (
             "What the planner expects; null where nothing was estimated.",
             {
@@ -192,11 +206,17 @@ def _entry(entry: TimelineEntry) -> _Flow:
     return _Flow(what=entry.what, ranks=_ranks(entry.ranks), start=entry.start, end=entry.end)
 
 
-def _memory(memory: Mapping[int, Mapping[str, int]]) -> dict[Any, Any]:
+def _memory(plan: Plan) -> dict[Any, Any]:
     """Ranks that hold the same are written as one row, such as `0-7`."""
-    rows: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for rank in sorted(memory):
-        rows.setdefault(tuple(memory[rank].items()), []).append(rank)
+    rows: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    limits = [node.memory_bytes for node in plan.cluster.nodes for _ in range(node.devices)]
+    for rank in sorted(plan.memory):
+        causes, limit = plan.memory[rank], limits[rank]
+        row: dict[str, Any] = {AT: plan.moments[rank]} if rank in plan.moments else {}
+        row |= causes
+        if limit is not None:
+            row[SPARE] = limit - sum(causes.values())
+        rows.setdefault(tuple(row.items()), []).append(rank)
     return {
         (ranks[0] if len(ranks) == 1 else format_ranks(ranks)): _Flow(causes)
         for causes, ranks in rows.items()

@@ -24,6 +24,7 @@ from realflow.runtime.connect import Rendezvous
 from realflow.runtime.messages import (
     Beat,
     Begin,
+    DispatchDone,
     Drain,
     Execute,
     Failed,
@@ -60,6 +61,7 @@ class MasterLink:
         self.is_function: Callable[[str], bool] = lambda call: False
         self.on_free: Callable[[Free], None] = lambda message: None
         self.on_execute: Callable[[Execute], None] = lambda message: None
+        self.on_done: Callable[[DispatchDone], DispatchDone] = lambda message: message
         self.on_orphaned: Callable[[], None] = lambda: None
         self.overdue: Callable[[], Failed | None] = lambda: None
         self._streams: dict[str, queue.SimpleQueue[Feed | Drain]] = {}
@@ -88,6 +90,8 @@ class MasterLink:
 
     def send(self, message: Message) -> None:
         """Send to the master (any thread)."""
+        if isinstance(message, DispatchDone):
+            message = self.on_done(message)
         with self._lock:
             self._inbox.send(encode(message))
 

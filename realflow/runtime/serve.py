@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import zmq
 
 from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan
+from realflow.planfile.types import TRACK_MEMORY
 from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
 from realflow.runtime.directory import remove_partial
@@ -31,6 +33,7 @@ from realflow.runtime.modeltasks import ModelTasks
 from realflow.runtime.record import with_record
 from realflow.runtime.store import FieldStore
 from realflow.runtime.streams import Streams
+from realflow.runtime.tracking import Watch
 from realflow.runtime.transport import FieldClient, FieldServer
 
 
@@ -56,6 +59,21 @@ class Worker:
         if mpi.rank == 0:
             self.link.on_orphaned = partial(remove_partial, run_dir)
         self._mpi = mpi
+        self._watch: Watch | None = None
+        if plan.extra.get(TRACK_MEMORY):
+            self._watch = Watch(self.rank, torch.device(identity.device))
+            self.link.on_done = self._watch.reported
+
+    def watching(self) -> AbstractContextManager[None]:
+        """What must be entered around all else if the plan asks for the peaks of memory."""
+        return self._watch.entered() if self._watch else nullcontext()
+
+    def _during(self, message: Open | Execute | Reallocate | Save) -> AbstractContextManager[None]:
+        if self._watch is None:
+            return nullcontext()
+        others = {Reallocate: "realloc", Save: "checkpoint"}
+        what = others[type(message)] if isinstance(message, Reallocate | Save) else message.call
+        return self._watch.during(what, message.dispatch)
 
     def start(self) -> None:
         """Meet the others, make the groups, load the models."""
@@ -118,16 +136,8 @@ class Worker:
             assert message.order > last, f"order {message.order} came after {last}"
             last = message.order
             self.link.doing = message.dispatch
-            match message:
-                case Open():
-                    with self.hosts.using(self.plan.graph.call(message.call)):
-                        self.streams.run(message)
-                case Execute():
-                    self.models.execute(message)
-                case Reallocate():
-                    self.models.reallocate(message)
-                case Save():
-                    self.models.save(message)
+            with self._during(message):
+                self._execute(message)
             self.link.doing = "waiting for work"
         self.link.close()
         self._function_thread.join()
@@ -135,6 +145,18 @@ class Worker:
         self._server.close()
         self._client.close()
         dist.destroy_process_group()
+
+    def _execute(self, message: Open | Execute | Reallocate | Save) -> None:
+        match message:
+            case Open():
+                with self.hosts.using(self.plan.graph.call(message.call)):
+                    self.streams.run(message)
+            case Execute():
+                self.models.execute(message)
+            case Reallocate():
+                self.models.reallocate(message)
+            case Save():
+                self.models.save(message)
 
     def _serve_functions(self) -> None:
         while True:
@@ -161,8 +183,9 @@ def serve(plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi, checkpoint: P
     transformers.utils.logging.disable_progress_bar()
     worker = Worker(plan, run_dir, identity, mpi, checkpoint)
     try:
-        worker.start()
-        worker.run()
+        with worker.watching():
+            worker.start()
+            worker.run()
     except BaseException as error:
         refused = isinstance(error, InputError) and worker.link.doing == STARTUP
         worker.link.fail(replace(failure(identity.rank, worker.link.doing, error), refused=refused))
