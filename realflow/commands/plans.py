@@ -48,6 +48,19 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="show what moves when weights change their layout: bytes, lower bound, loads, floor",
     )
+    explain.add_argument(
+        "--formulas",
+        action="store_true",
+        help="show the expressions behind costs (FLOPs, bytes, messages) of each model of a plan, with their "
+        "numbers for its layouts, or of a graph; key=value sets params of the graph",
+    )
+    explain.add_argument(
+        "--cut",
+        metavar="LAYOUT",
+        help="with --formulas: the numbers of all calls in this layout, of d, t, p and (costed, run by no "
+        "engine yet) c: context ranks, and e: expert ranks, among those of d and c",
+    )
+    explain.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=argparse.SUPPRESS)
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -81,6 +94,13 @@ def run_plan(args: argparse.Namespace) -> None:
 
 def run_explain(args: argparse.Namespace) -> None:
     """Check a plan file and show it."""
+    if args.formulas:
+        from realflow.commands.formulas import render_formulas
+
+        render_formulas(args.plan, args.overrides, args.cut)
+        return
+    if args.overrides or args.cut:
+        args.parser.error(f"only with --formulas: {' '.join(args.overrides) or '--cut'}")
     from realflow.commands.reallocs import render_reallocs
     from realflow.commands.render import render_plan
     from realflow.models.layouts import known_cards, layout_problems
