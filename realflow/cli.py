@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import realflow
-from realflow.commands import graphs, models, plans, runs
+from realflow.commands import graphs, models, plans, profile, runs
 from realflow.errors import InputError, RunError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
@@ -91,4 +91,5 @@ def build_parser() -> argparse.ArgumentParser:
     plans.add_commands(add)
     runs.add_commands(add)
     models.add_commands(add)
+    profile.add_commands(add)
     return parser

@@ -1,0 +1,117 @@
+"""Models of a subject's shapes with few layers and random weights, made where they are measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from realflow.data.batch import Batch
+from realflow.models.card import Card
+from realflow.models.card import build as build_card
+from realflow.models.causal import DTYPES, CausalModel, load_model
+from realflow.models.place import Place
+from realflow.profiling.request import SMALL_VOCABULARY, STREAMED_BYTES, TRAINED_BYTES, Subject, smaller
+
+_SPREAD = 0.02
+
+
+class Models:
+    """Checkpoints in `folder`, and the newest model loaded from them (on a rank that has it)."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+        self._key: object = None
+        self._model: CausalModel | None = None
+
+    def get(
+        self, subject: Subject, layers: int, vocab: int | None, place: Place, head: str = "lm"
+    ) -> CausalModel:
+        """A model with this many layers and token ids (None: the subject's own); no beginnings are shared,
+        so that every token is computed."""
+        key = (subject.name, layers, vocab, place, head)
+        if self._key != key:
+            self._key, self._model = None, None  # one model at a time in memory
+            path = self.path(subject, layers, vocab)
+            model = load_model(path, dtype=subject.dtype, device=self._device, place=place, head=head)
+            self._key, self._model = key, replace(model, share=False)
+        assert self._model is not None
+        return self._model
+
+    def path(self, subject: Subject, layers: int, vocab: int | None) -> Path:
+        """Where such a model lies."""
+        return self._folder / f"{subject.name}-{layers}-{vocab or 'own'}"
+
+    def write(self, subject: Subject) -> None:
+        """Write the checkpoints of a subject. One process does so, before any rank reads them."""
+        for layers, vocab in needed(subject):
+            path = self.path(subject, layers, vocab)
+            if not path.is_dir():
+                write_random(path, smaller(subject.config, layers=layers, vocab=vocab), subject.dtype)
+
+
+def needed(subject: Subject) -> tuple[tuple[int, int | None], ...]:
+    """(layers, vocabulary) of the models that are measured."""
+    return (
+        (trained_layers(subject), SMALL_VOCABULARY),
+        (streamed_layers(subject), SMALL_VOCABULARY),
+        (1, SMALL_VOCABULARY),
+        (1, None),
+    )
+
+
+def streamed_layers(subject: Subject) -> int:
+    """Layers to be decoded together: so many that their weights do not stay in a CPU's caches, but no more
+    than the model has."""
+    return _layers(subject, STREAMED_BYTES, DTYPES[subject.dtype].itemsize)
+
+
+def trained_layers(subject: Subject) -> int:
+    """Layers to be trained together."""
+    return _layers(subject, TRAINED_BYTES, DTYPES[subject.dtype].itemsize + 4)
+
+
+def _layers(subject: Subject, wanted: int, each: int) -> int:
+    return max(1, min(int(subject.config["num_hidden_layers"]), -(-wanted // (each * _elements(subject)))))
+
+
+def _elements(subject: Subject) -> int:
+    """About how many parameters a layer has (its large matrices)."""
+    config = subject.config
+    hidden = int(config["hidden_size"])
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or hidden // heads)
+    pairs = int(config.get("num_key_value_heads") or heads)
+    columns = int(config.get("intermediate_size") or 4 * hidden)
+    return hidden * (2 * heads * size + 2 * pairs * size + 3 * columns)
+
+
+def write_random(path: Path, config: Mapping[str, Any], dtype: str) -> None:
+    """A model folder of this config with random weights."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({**config, "dtype": dtype}), encoding="utf-8")
+    card: Card = build_card(path)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for parameter in card.parameters:
+        shape = parameter.shape
+        values = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * _SPREAD
+        tensors[parameter.name] = values.to(DTYPES[dtype])
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def random_batch(model: CausalModel, tokens: int, length: int) -> Batch:
+    """Sequences of `length` random tokens, `tokens` in all; their second half is to be scored."""
+    count = max(1, tokens // length)
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    lengths = torch.full((count,), min(length, tokens), dtype=torch.int64)
+    total = int(lengths.sum())
+    drawn = torch.randint(0, vocabulary, (total,), generator=generator)
+    mask = (torch.arange(total) % min(length, tokens)) > 0
+    return Batch(tuple(range(count)), lengths, {"tokens": drawn, "loss_mask": mask})
