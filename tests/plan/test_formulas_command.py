@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from planner.formulas import Cut, layer_parts, pass_of
 from planner.formulas.parts import layer_costs, shape_of
 from realflow.cli import main
 
+PAGE = Path(__file__).parents[2] / "docs" / "planning-costs.md"
 TEXTS = Path(__file__).parents[2] / "experiments" / "planner" / "models"
 
 
@@ -100,6 +102,21 @@ def test_numbers_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "rollout (generate, d2t2p1), layers 0 to 29: decoding" in text
     assert "train (train, d2t1p2), layers 0 to 18" in text and "forward and recompute" in text
     assert "gradients and new weights, once a minibatch" in text
+
+
+@pytest.mark.real_model
+def test_the_page_s_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from realflow.models.paths import find_model
+
+    if find_model("smollm2-135m-instruct") is None:
+        pytest.skip("SmolLM2 is not in the cache")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    for command in block.splitlines():
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert "d2t3p1c2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
