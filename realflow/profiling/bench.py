@@ -20,6 +20,10 @@ MOST_REPEATS = 15
 LEAST_REPEATS = 3
 SHORTEST = 0.15
 """Seconds that a point may take in any case."""
+TOO_LONG = 8
+"""How many times its share of the time a point may take once."""
+ONCE = 1.0
+"""The noise of a point that was measured once: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Bench:
     deadline: float
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
+    _once: dict[tuple[str, Setting], tuple[float, float]] = field(default_factory=dict)
+    """What the last job of a kind took once, with all that is not timed, and its first place."""
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
 
     def make_groups(self, sizes: Sequence[int]) -> None:
@@ -81,8 +87,8 @@ class Bench:
         return Axis(ranks, self.rank, self._groups.get(ranks))
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Measure them in this order. When time is short each is repeated less, and at the end of it only
-        the warm-up counts."""
+        """Measure them in this order. When time is short each is repeated less, points that would take
+        much more than their share are left out, and at the end only the warm-up counts."""
         for index, job in enumerate(jobs):
             if self.rank < job.setting.busy:
                 if self.device.type == "cpu":
@@ -99,17 +105,19 @@ class Bench:
 
     def _measure(self, job: Job, left: int) -> None:
         axis = self.axis(job.setting.busy)
+        allowed = max(SHORTEST, (self.deadline - time.perf_counter()) / left)
+        if not self._agreed(axis, self._is_worth(job, allowed)):
+            self.skipped += 1
+            return
         work = job.make()
         self._together(axis)
         started = time.perf_counter()
-        first = work()
-        once = max(1e-6, time.perf_counter() - started)
-        allowed = max(SHORTEST, (self.deadline - time.perf_counter()) / left)
-        wish = int(min(MOST_REPEATS, max(LEAST_REPEATS, allowed / once)))
-        if once * LEAST_REPEATS > 4 * allowed:
-            wish = 1
-        repeats = int(self._agreed(axis, wish))
-        samples: dict[str, list[float]] = {name: [] for name in first}
+        samples = {name: [seconds] for name, seconds in work().items()}
+        once = time.perf_counter() - started
+        self._once[job.what, job.setting] = once, job.at[0]
+        repeats = self._agreed(axis, repeats_of(once, allowed, self.deadline - time.perf_counter()))
+        if repeats:
+            samples = {name: [] for name in samples}  # the first was the warm-up
         for _ in range(repeats):
             self._together(axis)
             for name, seconds in work().items():
@@ -119,6 +127,15 @@ class Bench:
             key = {**job.key, **job.setting.key, **({"doing": name} if name else {})}
             self.rows.append(Row(job.what, key, job.axes, job.at, median, noise))
 
+    def _is_worth(self, job: Job, allowed: float) -> int:
+        """Whether there is time for a job (1) or not (0): the first of its kind is always measured, a further
+        one unless it would take much more than its share."""
+        last = self._once.get((job.what, job.setting))
+        if last is None:
+            return 1
+        once, at = last
+        return int(once * max(1.0, job.at[0] / max(at, 1.0)) <= TOO_LONG * allowed)
+
     def _together(self, axis: Axis) -> None:
         if axis.size > 1:
             dist.barrier(group=axis.group)
@@ -127,7 +144,7 @@ class Bench:
         """The first rank's value."""
         if axis.size == 1:
             return value
-        told = torch.tensor([value])
+        told = torch.tensor([value], device=self.device)
         dist.broadcast(told, src=0, group=axis.group)
         return int(told)
 
@@ -135,11 +152,22 @@ class Bench:
         """Mean over ranks of the median, and of the noise."""
         found = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
         low, median, high = found
-        mine = torch.tensor([median, (high - low) / 2 / max(median, 1e-12)], dtype=torch.float64)
+        noise = (high - low) / 2 / max(median, 1e-12) if len(values) > 1 else ONCE
+        mine = torch.tensor([median, noise], dtype=torch.float64, device=self.device)
         if axis.size > 1:
             dist.all_reduce(mine, group=axis.group)
         mean = mine / axis.size
         return float(mean[0]), float(mean[1])
+
+
+def repeats_of(once: float, allowed: float, left: float) -> int:
+    """How often work is repeated that takes `once`, where `allowed` is its share of the time and `left` what
+    is left altogether. 0: the warm-up has to do."""
+    if left <= 0:
+        return 0
+    if once * LEAST_REPEATS > 4 * allowed:
+        return 1
+    return int(min(MOST_REPEATS, max(LEAST_REPEATS, allowed / max(once, 1e-6))))
 
 
 def clock(device: torch.device) -> float:

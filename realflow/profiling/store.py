@@ -39,6 +39,12 @@ def default_path(found: Mapping[str, Any]) -> Path:
     return cache_dir() / "profiles" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
+def stored(kind: str) -> Path | None:
+    """This machine's profile, if there is one."""
+    path = default_path(machine(kind))
+    return path if path.is_file() else None
+
+
 def document(
     found: Mapping[str, Any],
     subjects: Iterable[Subject],
