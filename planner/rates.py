@@ -253,7 +253,7 @@ class Rates:
 
         return self._by_size("realloc", size, roof, between)
 
-    def copy(self, size: float, *, busy: int = 1) -> Seconds:
+    def copy(self, size: float) -> Seconds:
         """Copying `size` bytes of weights within a rank's memory."""
         return self._by_size("copy", size, lambda x: roofline.bytes_seconds(self.device, 2 * x))
 

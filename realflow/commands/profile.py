@@ -19,7 +19,6 @@ from realflow.commands.bookkeeping import measure_bookkeeping
 from realflow.commands.common import AddCommand, say
 from realflow.errors import InputError, Problem, RunError
 from realflow.graph import Graph, find_graph, load_graph, shipped_graphs
-from realflow.launch.local import find_mpirun, mpi_environment, stop_signals
 from realflow.models.fitting import check_fitting
 from realflow.models.paths import resolve_model
 from realflow.planfile.kinds import runtime_kind
@@ -30,6 +29,8 @@ SECONDS = 150.0
 """Of measuring. Starting the ranks and the bookkeeping come on top, about half a minute."""
 BUSY = 0.1
 """Noise above which the machine was not quiet."""
+START_SECONDS = 300
+"""In which ranks have started, even on a busy machine."""
 PATIENCE = 8
 """How many times as long as asked for the measurement may take before it is ended: a busy machine."""
 
@@ -66,6 +67,8 @@ def add_commands(add: AddCommand) -> None:
 
 def run_profile(args: argparse.Namespace) -> None:
     """Measure, and write the profile."""
+    from realflow.launch.local import stop_signals
+
     if not 1 <= args.seconds < float("inf"):
         raise InputError(Problem(f"found {args.seconds:g}; expected at least 1", where="seconds"))
     began = time.monotonic()
@@ -125,6 +128,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def measure(request: Request, folder: Path) -> list[dict[str, Any]]:
     """The rows that the ranks of a request measure. Raises RunError where they fail."""
+    from realflow.launch.local import find_mpirun, mpi_environment
+
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
     command = [find_mpirun(), "-n", str(request.ranks)]
     command += [sys.executable, "-m", "realflow.profiling.worker", str(folder)]
@@ -139,7 +144,7 @@ def measure(request: Request, folder: Path) -> list[dict[str, Any]]:
             start_new_session=True,
         )
         try:
-            code = process.wait(timeout=PATIENCE * request.seconds + 120)
+            code = process.wait(timeout=PATIENCE * request.seconds + START_SECONDS)
         except subprocess.TimeoutExpired:
             raise RunError(
                 "the measurement did not end; is this machine busy with other work? Give fewer models, or "

@@ -75,7 +75,7 @@ def engine_jobs(
     """Seconds of a step of the engine without its layers, by slots: `engine` with embedding, final norm,
     logits and drawing tokens, `engine_middle` where a stage has none of that (a small vocabulary)."""
     parts: list[tuple[str, int | None]] = [("engine", None)]
-    if setting.busy > 1:  # stages apart
+    if bench.ranks > 1:  # stages apart
         parts.append(("engine_middle", SMALL_VOCABULARY))
     for (what, vocab), slots in product(parts, grids.slots):
 

@@ -74,7 +74,7 @@ def end_jobs(subject: Subject, setting: Setting, bench: Bench, models: Models, g
     pipeline of one stage) and `values` (of a last stage with a value head) by rows that are scored."""
     key = {"model": subject.name}
     parts = [("embedding", grids.tokens), ("ends", grids.rows), ("values", grids.tokens)]
-    if setting.busy > 1:  # stages apart
+    if bench.ranks > 1:  # stages apart
         parts.append(("head", grids.rows))
     for what, grid in parts:
         for rows in grid:

@@ -17,6 +17,8 @@ from realflow.planfile import Node
 from realflow.profiling.request import Grids, Request, Subject
 from realflow.profiling.store import document, machine, write
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for two ranks
+
 GRIDS = Grids(
     layers=((8, 8), (32, 8), (32, 32)),
     decode=((1, 16), (4, 16), (1, 64), (4, 64)),
