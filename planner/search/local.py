@@ -10,22 +10,24 @@ from random import Random
 from planner.search.problem import Call, Choice, Order, Problem
 from planner.search.quick import Draft, Quick
 
-_HOT, _COLD = 0.05, 0.0005
+_HOT, _COLD = 0.1, 0.0005
 """How much worse a plan may be that is accepted one time in e, at first and at last."""
-_TRIAL = 0.4
+_TRIAL = 0.8
 """Part of the rounds that all starts share; the best plan has the others."""
+_CHAIN = 8_000
+"""Rounds from one start, where there are enough for all: many short searches find more than few long ones."""
 
 
 def improve(
     problem: Problem, *, seed: int, rounds: int, start: tuple[Choice, Order] | None = None
 ) -> tuple[Choice, Order] | None:
-    """The best plan that so many costed plans lead to, no worse than `start`; None if none that fits is found.
-    The same on any machine for the same seed and rounds."""
+    """The best plan that so many costed plans lead to, no worse than `start`; None if none that fits is
+    found. The same on any machine for the same seed and rounds."""
     search = _Annealing(problem, Random(seed))
     drafts = search.starts() if start is None else [search.quick.draft(*start), *search.starts()]
-    trial = max(1, int(rounds * _TRIAL) // len(drafts))
-    for draft in drafts:
-        search.anneal(draft, trial, _HOT)
+    chains = max(len(drafts), int(rounds * _TRIAL) // _CHAIN)
+    for chain in range(chains):
+        search.anneal(drafts[chain % len(drafts)], max(1, int(rounds * _TRIAL) // chains), _HOT)
     if (best := search.best) is not None:
         search.anneal(best, max(1, rounds - search.rounds), _HOT / 4)
     return None if search.best is None else search.quick.plan(search.best)
@@ -187,7 +189,7 @@ class _Annealing:
         return call != other
 
     def _boundary(self, draft: Draft) -> bool:
-        """All calls that end or begin at some device do so at another: what one side gains the other loses."""
+        """Calls that end or begin at some device do so at another: what one side gains the other loses."""
         rng = self.rng
         inner = sorted({*draft.low, *draft.high} - {0, self.problem.devices})
         if not inner:

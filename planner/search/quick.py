@@ -50,8 +50,8 @@ class Quick:
         trained = {model: number[call.name] for model, call in problem.trained().items()}
         self.home = [-1 if call.trains or call.model is None else trained.get(call.model, -1)
                      for call in problem.calls]  # fmt: skip
-        self.lead = [trained[problem.follows[call.model]] if call.model in problem.follows else -1
-                     for call in problem.calls]  # fmt: skip
+        leaders = {model: trained[leader] for model, leader in problem.follows.items()}
+        self.lead = [-1 if call.model is None else leaders.get(call.model, -1) for call in problem.calls]
         self.alike = [
             [other for other in range(self.count) if call.model and problem.calls[other].model == call.model]
             for call in problem.calls
