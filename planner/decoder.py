@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 from planner.families import ConfigReader, family_of
@@ -78,12 +79,11 @@ class Decoder:
         number: int = self._hash  # type: ignore[attr-defined]
         return number
 
-    def kinds(self, first: int = 0, stop: int | None = None) -> dict[int, int]:
+    def kinds(self, first: int = 0, stop: int | None = None) -> Mapping[int, int]:
         """Of layers `[first, stop)`: the number of the first layer of each kind -> how many are like it."""
-        counts = Counter(self.layers[first:stop])
-        return {self.layers.index(layer): count for layer, count in counts.items()}
+        return _kinds(self, first, stop)
 
-    @property
+    @cached_property
     def windows(self) -> tuple[int, ...]:
         """The windows of its sliding layers, rising."""
         return tuple(sorted({layer.window for layer in self.layers if layer.window is not None}))
@@ -93,7 +93,7 @@ class Decoder:
         """Query heads of one key and value head."""
         return self.heads // self.kv_heads
 
-    @property
+    @cached_property
     def sparse(self) -> bool:
         """Whether any layer has experts."""
         return any(layer.experts for layer in self.layers)
@@ -137,6 +137,12 @@ class Decoder:
         """All parameters, tied ones once."""
         layers = sum(self.layer_size(kind) * count for kind, count in self.kinds().items())
         return layers + self.norm_size + self.embedding_size + (0 if self.tied else self.head_size)
+
+
+@lru_cache(maxsize=65536)
+def _kinds(decoder: Decoder, first: int, stop: int | None) -> Mapping[int, int]:
+    counts = Counter(decoder.layers[first:stop])
+    return MappingProxyType({decoder.layers.index(layer): count for layer, count in counts.items()})
 
 
 @lru_cache(maxsize=1024)

@@ -88,6 +88,7 @@ def stage_traffic(decoder: Decoder, cut: Cut, one: Pass, phase: Phase, itemsize:
     return Traffic("p2p", axis, cut.p, size, count)
 
 
+@lru_cache(maxsize=65536)
 def gradient_traffic(
     decoder: Decoder, cut: Cut, first: int, stop: int, data: int, itemsize: int = 2
 ) -> tuple[Traffic, ...]:
@@ -119,6 +120,7 @@ def gradient_traffic(
     return tuple(found)
 
 
+@lru_cache(maxsize=65536)
 def layer_elements(decoder: Decoder, kind: int, cut: Cut) -> int:
     """Parameters of a layer that the busiest rank holds."""
     return sum(_elements(decoder, kind, cut, "layer").values())
@@ -137,6 +139,7 @@ def ends_elements(decoder: Decoder, cut: Cut) -> dict[str, int]:
     return {"embedding": found["embedding"], "final_norm": found["final_norm"], "head": head}
 
 
+@lru_cache(maxsize=65536)
 def stage_elements(decoder: Decoder, cut: Cut, first: int, stop: int) -> int:
     """Parameters that a rank of the stage of layers `[first, stop)` holds, on the busiest tensor rank."""
     layers = decoder.kinds(first, stop).items()
