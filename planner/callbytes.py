@@ -41,9 +41,9 @@ class CallBytes:
         return {"weights": self.weights, **self.own} if self.weights else self.own
 
     @property
-    def static_bytes(self) -> int:
-        """All that is held while other calls run, in bytes."""
-        return self.weights + sum(self.own.values())
+    def own_bytes(self) -> int:
+        """What the call alone holds while others run, in bytes."""
+        return sum(self.own.values())
 
     @property
     def active_bytes(self) -> int:

@@ -65,6 +65,7 @@ class Load:
     tokens: int
     distinct: int
     padded: int
+    short: int
     pairs: int
     longest: int
     scored: int
@@ -88,14 +89,14 @@ def worst_load(graph: Graph, call: Call, how: How, longest: tuple[int, int], pos
         room = min(positions, graph.data.prompt_tokens + new)
         rows = running + min(max(PREFILL, prompt), prompts * prompt)
         return Load(
-            rows, rows, rows, 0, min(prompt, room), running, 1, rows, how.slots, room, running, room, True
+            rows, rows, rows, 0, 0, min(prompt, room), running, 1, rows, how.slots, room, running, room, True
         )
     sequence = min(positions, prompt + response)
     samples = -(-graph.prompts * graph.samples // (how.layout.dp * call.minibatches))
     tokens = min(max(how.micro_batch_tokens, sequence), samples * sequence)
     pairs = tokens * min(sequence, SHORT)
     padded = tokens + min(tokens, WASTE // sequence)
-    return Load(tokens, tokens, padded, pairs, sequence, tokens, samples, samples * sequence, most=True)
+    return Load(tokens, tokens, padded, 0, pairs, sequence, tokens, samples, samples * sequence, most=True)
 
 
 def batch_load(graph: Graph, call: Call, how: How, batch: Batch, positions: int) -> Load:
@@ -133,27 +134,28 @@ def _packed(
     for part in parts:
         tokens = sum(lengths[i] for i in part)
         repeated = sum(
-            batch[groups[one]][0]
-            for before, one in pairwise(part)
-            if groups[before] == groups[one]
+            batch[groups[one]][0] for before, one in pairwise(part) if groups[before] == groups[one]
         )
         scored = tokens - sum(batch[groups[one]][0] for one in part)
-        padded, pairs = _padding([lengths[i] for i in part])
+        padded, short, pairs = _padding([lengths[i] for i in part])
         longest = max(lengths[i] for i in part)
-        found.append((tokens, tokens - repeated, padded, pairs, longest, scored))
+        found.append((tokens, tokens - repeated, padded, short, pairs, longest, scored))
     return Load(*max(found, key=lambda one: one[1]), len(parts), sum(lengths[i] for i in mine))
 
 
-def _padding(lengths: Iterable[int]) -> tuple[int, int]:
-    """Rows of attention over sequences that are grouped by length, and (query, key) pairs of short ones."""
-    rows = pairs = longest = waste = 0
+def _padding(lengths: Iterable[int]) -> tuple[int, int, int]:
+    """Rows of attention over sequences that are grouped by length; those of short ones, and their (query,
+    key) pairs."""
+    rows = short = pairs = longest = waste = 0
     for length in sorted(lengths, reverse=True):
         waste += longest**2 - length**2
         if not longest or waste > WASTE:
             longest, waste = length, 0
         rows += longest
-        pairs += longest**2 if longest <= SHORT else 0
-    return rows, pairs
+        if longest <= SHORT:
+            short += longest
+            pairs += longest**2
+    return rows, short, pairs
 
 
 def _generated(graph: Graph, call: Call, how: How, batch: Batch, positions: int) -> Load:
@@ -165,4 +167,4 @@ def _generated(graph: Graph, call: Call, how: How, batch: Batch, positions: int)
     at_once = longest[: -(-running // graph.samples)]
     rows = running + min(max(PREFILL, longest[0]), sum(at_once))
     reach = max(prompt + max(responses, default=0) for prompt, responses in batch)
-    return Load(rows, rows, rows, 0, longest[0], running, 1, rows, how.slots, room, running, reach)
+    return Load(rows, rows, rows, 0, 0, longest[0], running, 1, rows, how.slots, room, running, reach)

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from planner.callbytes import Sizes, kv_bytes, training_bytes
+from planner.decoder import Decoder
+from planner.decoderparts import AllParts
 from planner.lengths import read_lengths
 from planner.loads import Batch, Load, batch_load, worst_load
 from planner.passing import passing_bytes
@@ -47,6 +49,12 @@ class Assumptions:
     margin: float = 0.05
 
 
+def usable_bytes(memory_bytes: int, assume: Assumptions) -> int:
+    """What calls may fill of a device's memory (`planner.callbytes`): without the process, the margin, and
+    the buckets of a rank that sends and receives weights."""
+    return int((memory_bytes - assume.process_bytes) / (1 + assume.margin)) - 2 * BUCKET_BYTES
+
+
 @dataclass(frozen=True)
 class Worst:
     """The worst moment of a rank: bytes by cause (of `CAUSES`), and the calls under way, or `MOVING`."""
@@ -62,15 +70,16 @@ def rank_memory(
     cluster: Cluster,
     assume: Assumptions,
     batch: Batch | None = None,
+    decoders: Mapping[str, Decoder] | None = None,
 ) -> dict[int, Worst]:
     """Rank -> its worst moment. Ranks that no call uses and causes of 0 bytes are left out.
 
     With `batch` it is an estimate for a step whose prompts and responses are that long, else the
-    certificate for all that the graph lets come. Raises InputError for layouts that a model cannot be cut
-    for.
+    certificate for all that the graph lets come. `decoders` say what a model without a card is. Raises
+    InputError for layouts that a model cannot be cut for.
     """
     kinds = [node.kind for node in cluster.nodes for _ in range(node.devices)]
-    step = Step(graph, calls, Parts(graph, cards), batch)
+    step = Step(graph, calls, AllParts(graph, cards, decoders or {}), batch)
     memory = {}
     known: dict[object, Worst] = {}
     for rank, kind in enumerate(kinds):

@@ -69,7 +69,8 @@ class _Passing:
         self.fields = TOKEN_BYTES * (load.tokens + load.total)
 
     def training(self) -> dict[str, int]:
-        """The wider of two moments: the loss of the last stage, and the backward of its last layer."""
+        """The widest of three moments: the loss of the last stage, the backward of its last norm, and that of
+        its last layer, which recompute brings back before."""
         part = self.part
         alive = in_flight(self.how, part.stage, self.load.micro_batches)
         layer, inside = self._kept_layer(), 0
@@ -77,12 +78,12 @@ class _Passing:
             layer, inside = self._states, layer
         entering = self._states * (1 if part.is_last else 2) if part.stages > 1 else 0
         kept = alive * (part.layers * layer + entering) + self.fields
-        if part.is_last:
-            kept += self._kept_norm(self.share)
+        norm, logits = self._kept_norm(self.share) if part.is_last else 0, self._head(backward=True)
         backward = inside + self._backward()
-        logits = self._head(backward=True)
-        if logits >= backward:
-            return _some(activations=kept, logits=logits)
+        if part.is_last:
+            backward = max(backward, norm + self._norm_backward())
+        if norm + logits >= backward and logits:
+            return _some(activations=kept + norm, logits=logits)
         return _some(activations=kept + backward)
 
     def inferring(self) -> dict[str, int]:
@@ -90,7 +91,7 @@ class _Passing:
         part, item = self.part, self.item
         columns = (3 if part.gated else 2) * part.intermediate
         mlp = self.rows * (columns + part.hidden) * item
-        norm = self.share * part.hidden * 3 * self.wide
+        norm = self.share * part.hidden * (self.item if part.norm == "layer" else 3 * self.wide)
         attention = self._attention_forward()
         layer = 4 * self._states + max(mlp, norm, attention)
         logits = self._head(backward=False)
@@ -104,10 +105,12 @@ class _Passing:
         return self.share * self.part.hidden * self.item
 
     def _kept_norm(self, rows: int, width: int | None = None) -> int:
-        """What a norm over `width` columns keeps, without its result: its input in float32 (a float32 model's
-        own input), and that normalised."""
+        """What a norm over `width` columns keeps, without its result: its input in float32 (a float32
+        model's own input), and that normalised; a layer norm its input alone."""
         columns = self.part.hidden if width is None else width
-        normalised = self.wide if self.part.wide_norms else self.item
+        if self.part.norm == "layer":
+            return rows * (columns * self.item + 2 * self.wide)
+        normalised = self.wide if self.part.norm == "gemma" else self.item
         return rows * (columns * (self.wide + normalised) + self.wide)
 
     def _kept_layer(self) -> int:
@@ -120,10 +123,11 @@ class _Passing:
     def _kept_attention(self) -> int:
         part, load, item = self.part, self.load, self.item
         queries, pairs = part.query_heads * part.head_dim, part.kv_heads * part.head_dim
-        kept = load.padded * (2 * queries + 2 * pairs) * item
-        if load.padded > self.rows or load.tokens > self.rows:  # the result is gathered from that
+        kernel = load.padded - (load.short if self.pairs else 0)  # rows whose result the kernel keeps
+        kept = (load.padded * (queries + 2 * pairs) + kernel * queries) * item + kernel * part.query_heads * 4
+        if kernel < load.padded or load.padded > self.rows:  # the result is gathered from that
             kept += self.rows * queries * item
-        kept += self.pairs * part.query_heads * item + load.padded * part.query_heads * 4
+        kept += self.pairs * part.query_heads * item
         if part.head_norms:
             kept += self._kept_norm(self.rows, queries + pairs)
         return kept
@@ -138,16 +142,18 @@ class _Passing:
     def _backward(self) -> int:
         """What the backward of a layer has beside what was kept, at its widest."""
         part, item = self.part, self.item
-        mlp = self.rows * (2 * part.intermediate + part.hidden) * item
-        scores = 2 * self.pairs * part.query_heads * item
+        mlp = (
+            self.rows * (2 * part.intermediate + part.hidden) * item + part.intermediate * part.hidden * item
+        )
+        attention = self.load.padded * 2 * part.query_heads * part.head_dim * item
+        attention += 2 * self.pairs * part.query_heads * item
         done = self.rows * (4 if part.gated else 2) * part.intermediate * item  # of the MLP, by then
-        weights = part.intermediate * part.hidden * item
-        attention = scores + self.load.padded * 2 * part.query_heads * part.head_dim * item - done
         tied = part.vocab // part.parts * part.hidden * item if part.tied and part.logits else 0
-        return max(mlp + weights, attention, self._norm_backward()) + self._states + tied
+        return max(mlp, attention - done, self._norm_backward() - done) + self._states + tied
 
     def _norm_backward(self) -> int:
-        return 5 * self.share * self.part.hidden * self.wide
+        columns = 2 * self.item if self.part.norm == "layer" else 5 * self.wide
+        return self.share * self.part.hidden * columns
 
     def _head(self, *, backward: bool) -> int:
         """Bytes of logits, and of what is there beside them, at the widest moment of the head."""
@@ -164,11 +170,12 @@ class _Passing:
         product = min(rows, PRODUCT_ROWS) * part.logits * item
         states = rows * part.hidden * item
         if not backward:
-            return states + product + 3 * block
+            return states + max(product + 2 * block, 2 * product + block)
         logits, table = rows * part.logits * item, part.logits * part.hidden
         if logits <= KEEP_BYTES:
             return logits + 2 * states + max(4 * block, block + table * item)
-        return 2 * states + product + table * self.wide + max(4 * block, block + table * item)
+        loop = max(2 * product + block, product + max(4 * block, block + table * item))
+        return 2 * states + table * self.wide + loop
 
 
 def _generating(how: How, part: Part, load: Load, host: bool) -> dict[str, int]:

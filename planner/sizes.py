@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from realflow.graph.types import Graph
 from realflow.layout import Layout, box_size, cut
 from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import Partition, partition, with_head
 from realflow.planfile.holdings import Holding
+
+NormKind = Literal["rms", "gemma", "layer"]
 
 ALIGNMENT = 32
 """Elements of the flat buffer from one parameter's begin to another's are a multiple of it."""
@@ -25,8 +28,8 @@ class Part:
     passes through here (of experts: the active ones'), `logits` how many columns of logits are computed
     here: none before the last stage, and none of a model with another head. `stored` is `elements` with what
     lies between parameters so that they begin at round addresses. `gated` MLPs multiply two products;
-    `head_norms` normalise queries and keys; a layer has `norms` over the hidden dim, which keep what they
-    multiply in float32 where they are `wide_norms`. `stage`, `stages` and `parts` (tensor ranks) are those
+    `head_norms` normalise queries and keys; a layer has `norms` over the hidden dim, of kind `norm` (Gemma's
+    multiply in float32). `stage`, `stages` and `parts` (tensor ranks) are those
     of the holding.
     """
 
@@ -47,7 +50,7 @@ class Part:
     gated: bool = True
     head_norms: bool = False
     norms: int = 2
-    wide_norms: bool = False
+    norm: NormKind = "rms"
     stage: int = 0
     stages: int = 1
     parts: int = 1
@@ -120,11 +123,17 @@ def part_of(whole: Partition, place: Holding, dtype: str, head: str) -> Part:
         gated="gate_proj" in names or "gate_up_proj" in names,
         head_norms="q_norm" in names,
         norms=(norms - 1) // card.layers,
-        wide_norms=card.model_type.startswith("gemma"),
+        norm=_norm(card),
         stage=place.pp,
         stages=place.stages,
         parts=place.parts,
     )
+
+
+def _norm(card: Card) -> NormKind:
+    if card.model_type.startswith("gemma"):
+        return "gemma"
+    return "layer" if any(p.name.endswith("norm.bias") for p in card.parameters) else "rms"
 
 
 def _stored(sizes: Iterable[int]) -> int:
