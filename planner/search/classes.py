@@ -18,12 +18,16 @@ from ortools.sat.python import cp_model
 
 from planner.search.groups import Group, Grouped, ancestors, barriers
 from planner.search.problem import MOVE, Choice, Move, Problem, Solution
+from planner.search.solver import make_solver
 from planner.search.space import Space
 
-_TICKS = 50_000
-"""Ticks in the longest makespan of interest."""
-_CLOSE = 2e-4
-"""Gap at which the solver stops: what rounding to ticks may hide anyway."""
+_CLOSE = 1e-6
+"""Gap at which the solver stops."""
+
+
+def ticks_of(devices: int) -> int:
+    """Ticks in the longest makespan of interest: times devices they stay inside 32 bits."""
+    return max(1 << 16, min(1 << 24, (1 << 30) // max(1, devices)))
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A solution of the class model: the group of each call, spans of calls and moves (`MOVE + call`), and
-    pairs of calls of one model that have the same devices, or the second of which is inside the first."""
+    """A solution of the class model: its seconds, the group of each call, spans of calls and moves
+    (`MOVE + call`), and pairs of calls of one model that share what they hold, or the second of which has no
+    device that the first lacks."""
 
+    makespan: float
     groups: Mapping[str, Group]
     spans: Mapping[str, Span]
     same: frozenset[tuple[str, str]]
@@ -79,28 +85,20 @@ def solve_classes(
     """Bound and sketches of plans that take at most `horizon` seconds, within so many deterministic seconds
     of the solver. Where there is none, the bound is the horizon. The bound holds for the whole problem only
     if `view` has all its groups."""
-    tick = horizon / _TICKS
-    model = _Model(problem, view, tick)
+    model = _Model(problem, view, horizon)
     if hint is not None:
         model.hint(hint.choice, hint)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = seed
-    solver.parameters.max_deterministic_time = seconds
+    solver = make_solver(seed, seconds)
+    solver.parameters.linearization_level = 2
     solver.parameters.relative_gap_limit = _CLOSE
-    for name, value in PARAMETERS.items():
-        setattr(solver.parameters, name, value)
     keep = _Keep(model)
     status = solver.solve(model.model, keep)
     assert status != cp_model.MODEL_INVALID, model.model.validate()
     if status == cp_model.INFEASIBLE:
         return Found(horizon, (), solver.response_proto.deterministic_time)
-    bound = max(0.0, solver.best_objective_bound) * tick * (1 - 1e-9)
+    bound = max(0.0, solver.best_objective_bound) * model.tick * (1 - 1e-9)
     spent = solver.response_proto.deterministic_time
     return Found(min(bound, horizon), tuple(reversed(keep.sketches)), spent)
-
-
-PARAMETERS: dict[str, Any] = {"linearization_level": 2}
 
 
 class _Keep(cp_model.CpSolverSolutionCallback):
@@ -118,14 +116,16 @@ class _Keep(cp_model.CpSolverSolutionCallback):
 class _Model:
     """Variables of the time half, beside those of `Space`."""
 
-    def __init__(self, problem: Problem, view: Grouped, tick: float) -> None:
-        self.problem, self.view, self.tick = problem, view, tick
+    def __init__(self, problem: Problem, view: Grouped, horizon: float) -> None:
+        self.problem, self.view = problem, view
+        self.horizon = ticks_of(problem.devices)
+        self.tick = horizon / self.horizon
         self.model = cp_model.CpModel()
         self.space = Space(problem, view, self.model)
         self.before = (
             ancestors(problem) if problem.overlap == 1 else {call.name: set() for call in problem.calls}
         )
-        self.makespan = self.model.new_int_var(0, _TICKS, "makespan")
+        self.makespan = self.model.new_int_var(0, self.horizon, "makespan")
         self.seconds = {call.name: self.space.variable(call.name, [self.ticks(group.seconds) for group in
                         view.groups[call.name]]) for call in problem.calls}  # fmt: skip
         self.stage = {call.name: self.model.new_int_var(0, problem.overlap - 1, f"stage.{call.name}")
@@ -150,7 +150,7 @@ class _Model:
         return int(seconds / self.tick * (1 - 1e-9))
 
     def _step(self, what: str, seconds: Any, on: tuple[str, ...], **more: Any) -> _Step:
-        start = self.model.new_int_var(0, _TICKS, f"start.{what}")
+        start = self.model.new_int_var(0, self.horizon, f"start.{what}")
         step = self.steps[what] = _Step(start, start + seconds, on, **more)
         self.model.add(step.end <= self.makespan)
         return step
@@ -275,7 +275,11 @@ class _Model:
         segments = (
             barriers(self.problem) if self.problem.overlap == 1 else [[c.name for c in self.problem.calls]]
         )
-        cuts: list[Any] = [0, *(self.model.new_int_var(0, _TICKS, "") for _ in segments[1:]), self.makespan]
+        cuts: list[Any] = [
+            0,
+            *(self.model.new_int_var(0, self.horizon, "") for _ in segments[1:]),
+            self.makespan,
+        ]
         self.segments: list[tuple[list[str], Any, Any]]
         self.segments = [(segment, *span) for segment, span in zip(segments, pairwise(cuts), strict=True)]
         for segment, start, stop in self.segments:
@@ -331,6 +335,7 @@ class _Model:
         }  # fmt: skip
         pairs = [(one, other) for one, other in space.shares if not at.value(space.sticks_out[other, one])]
         return Sketch(
+            at.value(self.makespan) * self.tick,
             groups,
             spans,
             frozenset(pair for pair in pairs if at.value(space.shares[pair])),

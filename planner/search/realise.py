@@ -16,6 +16,7 @@ from planner.search.classes import Sketch, Span
 from planner.search.evaluate import chosen, evaluate, holding, misfits, needs
 from planner.search.groups import Grouped
 from planner.search.problem import MOVE, Call, Choice, Order, Placed, Problem, Slot
+from planner.search.solver import make_solver
 
 Plan = tuple[Choice, Order]
 
@@ -47,7 +48,7 @@ class _Places:
         }
         self.calls = [name for name in self.at if self.size[name]]
         self.apart = {pair: self._apart(*pair) for pair in combinations(self.calls, 2)}
-        for one, other in sketch.same:
+        for one, other in sorted(sketch.same):
             self.model.add(self.start[one] == self.start[other])
         for calls in self._too_full():
             self.model.add_bool_or([self.apart[pair] for pair in combinations(calls, 2)])
@@ -55,10 +56,7 @@ class _Places:
 
     def solve(self, seed: int, seconds: float) -> Choice | None:
         """Option and place of each call."""
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = seed
-        solver.parameters.max_deterministic_time = seconds
+        solver = make_solver(seed, seconds)
         if solver.solve(self.model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None
         return {name: at[solver.value(self.start[name])] for name, at in self.at.items()}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.search.classes import Found, solve_classes
+from planner.search.classes import Found, solve_classes, ticks_of
 from planner.search.evaluate import evaluate, misfits
 from planner.search.exact import solve_exact
 from planner.search.fits import refuse
 from planner.search.groups import Grouped, ancestors, barriers, grouped
-from planner.search.problem import Choice, Order, Problem, Solution, Work
+from planner.search.local import improve
+from planner.search.problem import Choice, Infeasible, Order, Problem, Solution, Work
 from planner.search.realise import realise
 
 _SMALL = 16
 """Devices up to which the explicit model proves what the class model leaves open."""
 _PROVEN = 1e-6
-"""A gap that is none: it comes from counting in ticks."""
+"""A gap that is none."""
+_ROUNDED = 16
+"""Ticks that rounding may leave between the bound and the plan that it belongs to."""
 _FIRST = 0.25
 """Part of the solver's work for plans with powers of two of devices, where there are others."""
 _PLACING = 0.05
@@ -26,9 +29,11 @@ def solve(problem: Problem, *, seed: int = 0, work: Work | None = None) -> Solut
     """The best plan found within `work`, and a lower bound of every plan's makespan. The same seed and work
     give the same solution on any machine. Raises Infeasible where no choice fits into memory."""
     search = _Search(problem, seed, work or Work())
+    search.first()
     search.powers()
     search.everything()
     search.exactly()
+    search.last()
     return search.solution()
 
 
@@ -57,11 +62,12 @@ class _Search:
         self.view = grouped(problem)
         self.bound = simple_bound(problem, self.view)
         self.best: Solution | None = None
+        self.rounding = max(_PROVEN, _ROUNDED / ticks_of(problem.devices))
 
     @property
     def proven(self) -> bool:
         """Whether the best plan is known to be best."""
-        return self.best is not None and self.bound >= self.best.makespan * (1 - _PROVEN)
+        return self.best is not None and self.bound >= self.best.makespan * (1 - self.rounding)
 
     def offer(self, plan: tuple[Choice, Order] | None) -> None:
         """Keep a plan if it is better."""
@@ -72,6 +78,10 @@ class _Search:
             considered = sum(len(option.places) for call in self.problem.calls for option in call.options)
             self.best = Solution(dict(plan[0]), plan[1], timeline, timeline.makespan, 0.0, considered)
 
+    def first(self) -> None:
+        """A good plan soon."""
+        self.offer(improve(self.problem, seed=self.seed, rounds=self.work.rounds))
+
     def powers(self) -> None:
         """Plans with powers of two of devices: few options, hardly worse than all."""
         view = self.view.restricted([1 << bit for bit in range(self.problem.devices.bit_length())])
@@ -80,22 +90,32 @@ class _Search:
 
     def everything(self) -> None:
         """The class model of all options: it gives the bound."""
-        if not self.proven:
-            found = self._classes(self.view, self.left)
-            self.bound = max(self.bound, found.bound)
+        if self.best is None:
+            self.bound = max(self.bound, self._classes(self.view, _FIRST * self.work.solver).bound)
+        if self.best is not None and not self.proven:
+            self.bound = max(self.bound, self._classes(self.view, self.left).bound)
 
     def exactly(self) -> None:
         """The explicit model, where it is small enough."""
         if self.proven or self.problem.devices > _SMALL:
             return
-        plan = solve_exact(self.problem, seed=self.seed, seconds=max(1.0, self.left), hint=self.best)
+        try:
+            plan = solve_exact(self.problem, seed=self.seed, seconds=max(1.0, self.left), hint=self.best)
+        except (Infeasible, TimeoutError):
+            return  # `solution` says what does not fit
         self.offer(plan[:2])
         self.bound = max(self.bound, plan[2])
+
+    def last(self) -> None:
+        """What small changes to the best plan still gain."""
+        if self.best is not None and not self.proven:
+            start = (self.best.choice, self.best.order)
+            self.offer(improve(self.problem, seed=self.seed, rounds=self.work.rounds, start=start))
 
     def solution(self) -> Solution:
         """What was found; Infeasible where that is nothing."""
         if self.best is None:
-            refuse(self.problem, self.view, seed=self.seed, seconds=self.work.solver)
+            refuse(self.problem, seed=self.seed, seconds=self.work.solver)
         return replace(self.best, bound=min(self.bound, self.best.makespan))
 
     def _classes(self, view: Grouped, seconds: float) -> Found:
@@ -107,7 +127,7 @@ class _Search:
         for sketch in found.sketches:
             placing = _PLACING * self.work.solver
             self.offer(realise(self.problem, view, sketch, seed=self.seed, seconds=placing))
-            if self.best is not None and self.best.makespan <= found.bound * (1 + _PROVEN):
+            if self.best is not None and self.best.makespan <= found.bound * (1 + self.rounding):
                 break
         return found
 

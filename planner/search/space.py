@@ -118,7 +118,7 @@ class Space:
                 continue
             mine, its = self.layouts[one], self.layouts[other]
             literal = self.model.new_bool_var(f"{one}={other}") if mine.keys() & its.keys() else self.false
-            for layout in mine.keys() | its.keys():
+            for layout in dict.fromkeys([*mine, *its]):
                 equal = mine.get(layout, self.false) == its.get(layout, self.false)
                 self.model.add(equal).only_enforce_if(literal)
             found[one, other] = found[other, one] = literal
