@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from realflow import api
-from realflow.observe.trace import Span, read_spans, split_name
+from realflow.observe.trace import COMPUTE, Span, read_spans, split_name
 
 STEPS = 8
 _FEW, _MANY = (1, 2), (4, 8)
@@ -47,11 +47,11 @@ def _spans(run_dir: Path, model: Path, prompts: int, samples: int) -> list[dict[
             *(f"prompts={prompts}", f"samples={samples}"),
         ],
     )
-    api.run(api.plan(graph, devices=1), run_dir=run_dir, quiet=True)
+    api.run(api.plan(graph, devices=1, layouts="d1"), run_dir=run_dir, quiet=True)
     found: dict[int, dict[str, Span]] = {}
     for span in read_spans(run_dir / "trace.json"):
         call, step = split_name(span.name)
-        if step is not None and call in _CHAIN:
+        if step is not None and call in _CHAIN and span.kind == COMPUTE:
             known = found.setdefault(step, {}).get(call)
             start = min(span.start, known.start) if known else span.start
             end = max(span.end, known.end) if known else span.end
