@@ -1,4 +1,4 @@
-"""Making a plan from given layouts. The search for layouts comes in front of this, later."""
+"""Making a plan from given layouts. `planner.searched` finds them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def make_plan(
     """
     missing = [name for name in graph.models if name not in cards]
     assert not missing, f"no card of {missing}"
-    problems = [*_check_amounts(graph, micro_batch_tokens, slots), *_check_lengths(graph, cards)]
+    positions = {name: card.max_positions for name, card in cards.items()}
+    problems = [*check_amounts(graph, micro_batch_tokens, slots), *check_lengths(graph, positions)]
     if problems:
         raise InputError(problems)
     chosen = place_calls(graph, cluster, layouts, cards)
@@ -63,7 +64,7 @@ def make_plan(
     full = memory_notes(
         plan, cards, assume or Assumptions(), lambda call, how: _slots(graph, call, how, None)
     )
-    plan = replace(plan, notes=(*_notes(plan), *full, *bare.notes, *_length_notes(graph, cards)))
+    plan = replace(plan, notes=(*_notes(plan), *full, *bare.notes, *length_notes(graph, positions)))
     check_plan(plan)
     return plan
 
@@ -89,10 +90,10 @@ def moves(plan: Plan, cards: Mapping[str, Card]) -> tuple[ReallocPlan, ...]:
     return tuple(found.values())
 
 
-def _check_amounts(graph: Graph, micro_batch_tokens: int, slots: int | None) -> list[Problem]:
-    """Amounts that no run can mean."""
+def check_amounts(graph: Graph, micro_batch_tokens: int | None, slots: int | None) -> list[Problem]:
+    """Amounts that no run can mean; None is none given."""
     problems = []
-    if micro_batch_tokens < MIN_MICRO_BATCH:
+    if micro_batch_tokens is not None and micro_batch_tokens < MIN_MICRO_BATCH:
         message = (
             f"found {micro_batch_tokens}; expected at least {MIN_MICRO_BATCH}, and better thousands: it is "
             "how many tokens a device computes at once"
@@ -107,34 +108,34 @@ def _check_amounts(graph: Graph, micro_batch_tokens: int, slots: int | None) -> 
     return problems
 
 
-def _check_lengths(graph: Graph, cards: Mapping[str, Card]) -> list[Problem]:
-    """Responses that the positions of a model cannot hold."""
+def check_lengths(graph: Graph, positions: Mapping[str, int]) -> list[Problem]:
+    """Responses that the `positions` of a model cannot hold."""
     problems = []
     for call in graph.calls:
         if call.sampling is None or call.model is None:
             continue
-        new, positions = call.sampling.max_new_tokens, cards[call.model].max_positions
-        if new >= positions:
+        new, most = call.sampling.max_new_tokens, positions[call.model]
+        if new >= most:
             message = (
-                f"found {new}, but {call.model} has {positions} positions for prompt and response together; "
-                f"expected less than {positions}"
+                f"found {new}, but {call.model} has {most} positions for prompt and response together; "
+                f"expected less than {most}"
             )
             problems.append(Problem(message, where=f"graph.calls.{call.name}.max_new_tokens"))
     return problems
 
 
-def _length_notes(graph: Graph, cards: Mapping[str, Card]) -> list[str]:
+def length_notes(graph: Graph, positions: Mapping[str, int]) -> list[str]:
     """Prompts that are allowed, but leave no room for a whole response."""
     notes = []
     for call in graph.calls:
         if call.sampling is None or call.model is None:
             continue
-        room = cards[call.model].max_positions - call.sampling.max_new_tokens
+        room = positions[call.model] - call.sampling.max_new_tokens
         if graph.data.prompt_tokens > room:
             notes.append(
                 f"Length: {call.name} takes prompts of up to {graph.data.prompt_tokens} tokens "
                 f"(data.max_length), but beside {call.sampling.max_new_tokens} new ones the "
-                f"{cards[call.model].max_positions} positions of {call.model} have room for {room}."
+                f"{positions[call.model]} positions of {call.model} have room for {room}."
             )
     return notes
 

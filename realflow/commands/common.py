@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from realflow import api
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Graph
 
@@ -50,10 +51,64 @@ def layout_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[CALL=]LAYOUT[@RANKS][:FLAGS]",
-        help="such as d2, d2t2@0-3 or train=p2@0,1:zero_bubble,recompute (repeat it); without CALL for all "
-        "calls (default: d<all>). d: data, t: tensor, p: pipeline parallel. Flags of train calls: 1f1b or "
-        "zero_bubble, recompute, sequence_parallel; of all calls: keep, offload or free",
+        help="a layout in place of the search, such as d2, d2t2@0-3 or train=p2@0,1:zero_bubble,recompute "
+        "(repeat it); without CALL for all other calls, which are d<all> otherwise. d: data, t: tensor, "
+        "p: pipeline parallel. Flags of train calls: 1f1b or zero_bubble, recompute, sequence_parallel; of "
+        "all calls: keep, offload or free",
     )
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """How layouts are searched for."""
+    parser.add_argument(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="CALL=LAYOUT[@RANKS][:FLAGS]",
+        help="fix one call, such as rollout=d4t2@0-7, and search for the others (repeat it)",
+    )
+    parser.add_argument(
+        "--meshes",
+        default="any",
+        choices=("any", "powers"),
+        help="runs of nodes of any length, or of powers of two (default: any)",
+    )
+    parser.add_argument(
+        "--effort",
+        default="normal",
+        choices=tuple(api.EFFORTS),
+        help="how long to search at most (default: normal); less where a plan is proven best",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same plan (default: 0)"
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="what realflow profile measured (default: the one of this machine, where it is planned for)",
+    )
+
+
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What `search_arguments` gave, for `api.plan`. Raises InputError for a call that is fixed twice."""
+    fixed: dict[str, str] = {}
+    for text in args.fix:
+        name, equals, how = text.partition("=")
+        if not (name and equals and how):
+            message = f"{text!r} fixes nothing; expected a call and its layout, such as rollout=d4t2p1@0-7"
+            raise InputError(Problem(message, where="--fix"))
+        if name in fixed:
+            raise InputError(Problem(f"{name} is fixed twice: {fixed[name]} and {how}", where="--fix"))
+        fixed[name] = how
+    return {
+        "fixed": fixed,
+        "meshes": args.meshes,
+        "effort": args.effort,
+        "seed": args.seed,
+        "profile": args.profile,
+        "micro_batch_tokens": args.micro_batch_tokens,
+        "slots": args.slots,
+    }
 
 
 def say(text: str) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from planner import Assumptions, moves, overfull, parse_layouts, rank_memory, with_memory
 from realflow import api
-from realflow.commands.common import AddCommand, graph_arguments, layout_arguments, say
+from realflow.commands.common import (
+    AddCommand,
+    asked,
+    graph_arguments,
+    layout_arguments,
+    say,
+    search_arguments,
+)
 from realflow.errors import InputError, Problem
 from realflow.graph import shipped_graphs
 from realflow.models.card import Card
@@ -21,25 +28,33 @@ def add_commands(add: AddCommand) -> None:
     plan = add(
         "plan",
         run_plan,
-        "choose where and how each call of a graph runs",
-        "realflow plan grpo prompts=16 --devices 2 --layout d2 --layout ref=d1@1 -o plan.yaml\n"
-        "  realflow plan grpo --devices 4 --layout rollout=d2t2 --layout train=p2@2-3:recompute",
+        "find where and how each call of a graph runs, so that a step is as short as can be",
+        "realflow plan ppo --cluster cluster.yaml -o plan.yaml\n"
+        "  realflow plan ppo --cluster cluster.yaml --fix rollout=d4t2@0-7 --effort high -o plan.yaml\n"
+        "  realflow plan ppo --cluster cluster.yaml --what-if gpus=64,128 max_new_tokens=1024,4096\n"
+        "  realflow plan grpo --devices 4 --layout d4 --layout train=p2@2-3:recompute",
     )
     graph_arguments(plan)
     layout_arguments(plan)
     plan.add_argument("-o", "--output", metavar="FILE", help="the plan file to write (default: stdout)")
+    search_arguments(plan)
     plan.add_argument(
         "--micro-batch-tokens",
         type=int,
-        default=4096,
         metavar="N",
-        help="token budget of a packed micro-batch (default: 4096)",
+        help="token budget of a packed micro-batch (default: searched for; with --layout 4096)",
     )
     plan.add_argument(
         "--slots",
         type=int,
         metavar="N",
-        help="sequences that a replica decodes at once (default: at most 64)",
+        help="sequences that a replica decodes at once (default: searched for; with --layout at most 64)",
+    )
+    plan.add_argument(
+        "--what-if",
+        nargs="+",
+        metavar="NAME=VALUE,...",
+        help="compare the plans for several numbers of devices (gpus=...) or values of params; writes none",
     )
     explain = add("explain", run_explain, "check a plan file and show it", "realflow explain plan.yaml")
     explain.add_argument("plan", metavar="PLAN", help="path of a plan file")
@@ -64,22 +79,26 @@ def add_commands(add: AddCommand) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    """Plan a graph; write the plan file, or print it."""
+    """Plan a graph; write the plan file, or print it. Or compare plans."""
+    if args.what_if:
+        from realflow.commands.whatif import compare
+
+        compare(args)
+        return
     plan = api.plan(
         args.graph,
         devices=args.devices,
         cluster=args.cluster,
         layouts=parse_layouts(args.layout),
         overrides=args.overrides,
-        micro_batch_tokens=args.micro_batch_tokens,
-        slots=args.slots,
+        **asked(args),
         say=say,
     )
     if args.output is None:
         print(plan_to_yaml(plan), end="")
         return
     path = write_plan(plan, Path(args.output))
-    print(f"{path}: {len(plan.calls)} calls on {plan.world_size} devices")
+    print(f"{path}: {len(plan.calls)} calls on {plan.world_size} devices{_expected(plan)}")
     for note in plan.notes:
         print(f"note: {note}")
     if overfull(plan):
@@ -90,6 +109,13 @@ def run_plan(args: argparse.Namespace) -> None:
         print(f"see it: realflow explain {path}")
     else:
         print(f"see it: realflow explain {path}    run it: realflow run {path}")
+
+
+def _expected(plan: Plan) -> str:
+    if plan.step_seconds is None:
+        return ""
+    gap = "" if plan.gap is None else f" (gap {plan.gap:.1%})"
+    return f", {plan.step_seconds:.3g} s a step expected{gap}"
 
 
 def run_explain(args: argparse.Namespace) -> None:

@@ -1,0 +1,343 @@
+"""From a graph on a cluster to a problem of the search: the options of each call, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from planner.callbytes import CallBytes
+from planner.costs import CallCost, Costs
+from planner.decoderparts import option_bytes
+from planner.hardware import node_device
+from planner.lengths import Lengths, read_lengths
+from planner.memory import Assumptions, usable_bytes
+from planner.meshes import Pool, places, pools
+from planner.options.models import Models
+from planner.options.moves import Moves
+from planner.options.prune import best, undominated
+from planner.options.ways import Way, Wishes, layouts, most_replicas, ways
+from planner.profile import Profile
+from planner.rates import is_of, make_rates
+from planner.search import Call, Option, Problem
+from realflow.errors import InputError
+from realflow.errors import Problem as Wrong
+from realflow.graph.types import Call as GraphCall
+from realflow.graph.types import Graph
+from realflow.layout import Layout
+from realflow.planfile import Cluster
+
+SMALL = 32
+"""Devices up to which no layout is left out unless another one is better in everything."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a person has fixed of a call. None: the search chooses."""
+
+    layout: Layout | None = None
+    place: range | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    text: str = ""
+    """As it was given, for messages."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of the search beside graph and cluster."""
+
+    meshes: str = "any"
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
+    profile: Profile | None = None
+    assume: Assumptions = field(default_factory=Assumptions)
+    function_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Least:
+    """The leanest way of a call that was found too large for all devices."""
+
+    way: Way
+    kind: str
+    needed: CallBytes
+    room: int
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an option of a call stands for. `kind` is that of its devices."""
+
+    way: Way
+    pool: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A problem, and what its options mean: `meanings[call][option]`. `costs` has those of each pool."""
+
+    problem: Problem
+    meanings: Mapping[str, tuple[Meaning, ...]]
+    costs: tuple[Costs, ...]
+    lengths: Lengths
+    tried: int
+    """Ways of running calls that were costed."""
+
+    def way(self, call: str, option: int) -> Way:
+        """How a call runs with an option."""
+        return self.meanings[call][option].way
+
+    def cost(self, call: str, option: int) -> CallCost:
+        """What an option costs, by parts."""
+        meaning = self.meanings[call][option]
+        return self.costs[meaning.pool].call(call, meaning.way)
+
+
+class TooLarge(Exception):
+    """No option of a call fits into any device. `least` is the leanest."""
+
+    def __init__(self, call: str, least: Least) -> None:
+        super().__init__(call)
+        self.call, self.least = call, least
+
+
+def build(models: Models, cluster: Cluster, ask: Ask, *, tighten: Sequence[int] = ()) -> Built:
+    """The problem of a graph on a cluster. `tighten` are bytes that each device is taken to have less.
+
+    Raises TooLarge where a call fits nowhere, InputError where nothing can be cut, or pins exclude all.
+    """
+    return _Builder(models, cluster, ask, tighten).built()
+
+
+class _Builder:
+    def __init__(self, models: Models, cluster: Cluster, ask: Ask, tighten: Sequence[int]) -> None:
+        self.models, self.graph, self.cluster, self.ask = models, models.graph, cluster, ask
+        self.lengths = read_lengths(self.graph)
+        self.pools = pools(cluster)
+        self.costs = tuple(self._costs(pool) for pool in self.pools)
+        self.places = [places(pool, any_length=ask.meshes == "any") for pool in self.pools]
+        self.world = len(cluster.devices)
+        self.tighten = tighten or [0] * self.world
+        self.tried = 0
+
+    def built(self) -> Built:
+        found = {call.name: self._options(call) for call in self.graph.calls}
+        calls = tuple(
+            Call(
+                call.name,
+                tuple(option for option, _ in found[call.name]),
+                self._after(call),
+                call.model,
+                call.op == "train",
+            )
+            for call in self.graph.calls
+        )
+        layouts_of = {call.name: [option.layout for option in call.options] for call in calls}
+        problem = Problem(
+            memory_bytes=self._memory(calls),
+            calls=calls,
+            moves=Moves(self.graph, self.costs, self.world, layouts_of),
+            follows={
+                name: spec.follows.model
+                for name, spec in self.graph.models.items()
+                if spec.follows is not None
+            },
+            overlap=self.graph.max_staleness + 1,
+        )
+        meanings = {name: tuple(meaning for _, meaning in pairs) for name, pairs in found.items()}
+        return Built(problem, meanings, self.costs, self.lengths, self.tried)
+
+    def _costs(self, pool: Pool) -> Costs:
+        profile = self.ask.profile
+        rates = make_rates(pool.node, profile if profile and is_of(profile, pool.node) else None)
+        return Costs(
+            self.graph,
+            self.models.decoders,
+            self.lengths,
+            rates,
+            per_node=pool.node.devices,
+            function_seconds=self.ask.function_seconds,
+        )
+
+    def _after(self, call: GraphCall) -> tuple[str, ...]:
+        """Calls that come before: writers of what it reads; without overlap, a train call ends the use of its
+        model's weights."""
+        found = {w.name: None for name in call.reads.values() if (w := self.graph.writer(name)) is not None}
+        if call.op == "train" and not self.graph.max_staleness:
+            found |= {
+                other.name: None
+                for other in self.graph.calls
+                if other.model == call.model and other is not call
+            }
+        return tuple(found)
+
+    # ---- options of a call ---------------------------------------------------------------------------
+
+    def _options(self, call: GraphCall) -> list[tuple[Option, Meaning]]:
+        if call.model is None:
+            return [self._function(call)]
+        self.least: Least | None = None
+        self.refused: dict[str, Layout] = {}
+        found: list[tuple[Option, Meaning]] = []
+        pin = self.ask.pins.get(call.name, Pin())
+        for index, pool in enumerate(self.pools):
+            for size, runs in self.places[index].items():
+                runs = self._within(pin, runs, pool, size)
+                if runs:
+                    found += self._sized(call, index, size, runs, pin)
+        if found:
+            return undominated(found) if self._is_alone(call) else found
+        if self.least is not None:
+            raise TooLarge(call.name, self.least)
+        raise InputError(Wrong(self._nothing(call, pin), where=pin.text or f"calls.{call.name}"))
+
+    def _within(self, pin: Pin, runs: tuple[range, ...], pool: Pool, size: int) -> tuple[range, ...]:
+        """The runs that a pin leaves; its own where it names one, aligned or not."""
+        if pin.place is not None:
+            inside = pool.first <= pin.place.start and pin.place.stop <= pool.devices.stop
+            return (pin.place,) if inside and len(pin.place) == size else ()
+        return runs if pin.layout is None or pin.layout.size == size else ()
+
+    def _sized(
+        self, call: GraphCall, pool: int, size: int, runs: tuple[range, ...], pin: Pin
+    ) -> list[tuple[Option, Meaning]]:
+        """The options with `size` devices of a pool."""
+        model, width = str(call.model), self.pools[pool].node.devices
+        every: Iterable[Layout] = (
+            [pin.layout]
+            if pin.layout is not None
+            else layouts(
+                size,
+                width,
+                most_data=most_replicas(self.graph, call),
+                most_stages=len(self.models.decoders[model].layers),
+            )
+        )
+        sets: dict[Layout, list[tuple[Option, Meaning]]] = {}
+        for layout in every:
+            reasons = self.models.refusals(model, layout)
+            if reasons:
+                self.refused.setdefault("; ".join(reasons), layout)
+                continue
+            fitting = self._fitting(call, pool, layout, pin)
+            if fitting:
+                sets[layout] = [(self._option(call, pool, way, needed, runs), Meaning(way, pool))
+                                for way, needed in fitting]  # fmt: skip
+        kept = {layout: undominated(options) for layout, options in sets.items()}
+        if self._is_alone(call):
+            return undominated([one for options in kept.values() for one in options])
+        if self.world <= SMALL:
+            return [one for options in kept.values() for one in options]
+        return best(kept, self._slack(model))
+
+    def _fitting(self, call: GraphCall, pool: int, layout: Layout, pin: Pin) -> list[tuple[Way, CallBytes]]:
+        """The ways of a layout that fit into a device, with what they need."""
+        wishes = self.ask.wishes
+        own = Wishes(
+            pin.wishes.micro_batch_tokens or wishes.micro_batch_tokens,
+            pin.wishes.slots or wishes.slots,
+            pin.wishes.flags,
+        )
+        on_host, room = self.on_host[pool], self.room[pool]
+        found = []
+        for way in ways(self.graph, call, layout, own, every=on_host):
+            needed = self._bytes(call, way, on_host)
+            if room is None or needed.weights + needed.own_bytes + needed.active_bytes <= room:
+                found.append((way, needed))
+            elif self.least is None or _whole(needed) - room < _whole(self.least.needed) - self.least.room:
+                self.least = Least(way, self.pools[pool].node.kind, needed, room)
+        return found
+
+    def _bytes(self, call: GraphCall, way: Way, on_host: bool) -> CallBytes:
+        longest = self.lengths.longest_prompt, self.lengths.longest_response
+        decoder = self.models.decoders[str(call.model)]
+        return option_bytes(self.graph, call, way, decoder, longest, host=on_host)
+
+    def _option(
+        self, call: GraphCall, pool: int, way: Way, needed: CallBytes, runs: tuple[range, ...]
+    ) -> Option:
+        self.tried += 1
+        costs = self.costs[pool]
+        every = call.every or 1
+        return Option(
+            runs,
+            costs.call(call.name, way).seconds / every,
+            static_bytes=needed.weights,
+            own_bytes=needed.own_bytes,
+            active_bytes=needed.active_bytes,
+            layout=way.text,
+            keeps=way.after != "free",
+            offload_seconds=costs.offload(call.name, way).value / every,
+        )
+
+    def _function(self, call: GraphCall) -> tuple[Option, Meaning]:
+        """A call without a model takes no device: it runs beside what the devices do."""
+        way = Way(Layout(dp=function_ranks(self.graph, call, self.world)))
+        seconds = max(costs.call(call.name, way).seconds for costs in self.costs)
+        return Option((range(0),), seconds / (call.every or 1)), Meaning(way, 0)
+
+    def _is_alone(self, call: GraphCall) -> bool:
+        """Whether nothing tells the layouts of a call apart: no other call and no move needs its weights."""
+        others = [other for other in self.graph.calls if other.model == call.model and other is not call]
+        followed = any(s.follows and s.follows.model == call.model for s in self.graph.models.values())
+        return not others and not followed and self.graph.models[str(call.model)].follows is None
+
+    def _slack(self, model: str) -> float:
+        """Seconds that a slower layout may gain by cheaper moves: about what moving all weights takes."""
+        slack = 0.0
+        for costs in self.costs:
+            whole = Layout(1, 1, 1)
+            other = Layout(1, 1, min(2, len(self.models.decoders[model].layers)))
+            move = costs.move(model, model, whole, other, self.world)
+            slack = max(slack, move.inside, move.apart)
+        return slack
+
+    # ---- memory --------------------------------------------------------------------------------------
+
+    @cached_property
+    def on_host(self) -> list[bool]:
+        """Of each pool: whether its devices' memory is the host's."""
+        return [node_device(pool.node).runtime == "cpu" for pool in self.pools]
+
+    @cached_property
+    def room(self) -> list[int | None]:
+        """Bytes that calls may fill of a device of each pool; None where nobody knows its memory."""
+        found: list[int | None] = []
+        for pool in self.pools:
+            memory = node_device(pool.node).memory_bytes
+            least = min((self.tighten[device] for device in pool.devices), default=0)
+            found.append(None if memory is None else max(0, usable_bytes(memory, self.ask.assume) - least))
+        return found
+
+    def _memory(self, calls: Sequence[Call]) -> tuple[int, ...]:
+        """Bytes of each device; more than enough where nobody knows them."""
+        enough = 1 + sum(
+            max(option.static_bytes + option.own_bytes + option.active_bytes for option in call.options)
+            for call in calls
+        )
+        found = []
+        for pool in self.pools:
+            memory = node_device(pool.node).memory_bytes
+            usable = None if memory is None else usable_bytes(memory, self.ask.assume)
+            found += [enough if usable is None else max(0, usable - self.tighten[device])
+                      for device in pool.devices]  # fmt: skip
+        return tuple(found)
+
+    def _nothing(self, call: GraphCall, pin: Pin) -> str:
+        """Why a call has no option at all."""
+        if pin.place is not None or pin.layout is not None:
+            reasons = (
+                "; ".join(self.refused) or "no run of devices is so long, or lies in devices of one kind"
+            )
+            return f"{call.name} cannot run so: {reasons}"
+        return f"no layout can cut {call.model}: {'; '.join(self.refused) or 'there are no devices'}"
+
+
+def function_ranks(graph: Graph, call: GraphCall, world: int) -> int:
+    """Ranks that a call without a model runs on: as many as there are, and have something to do."""
+    units = {"sample": graph.prompts * graph.samples, "group": graph.prompts, "batch": 1}[call.decl.scope]
+    return max(1, min(world, units))
+
+
+def _whole(needed: CallBytes) -> int:
+    return needed.weights + needed.own_bytes + needed.active_bytes
