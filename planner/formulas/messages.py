@@ -18,8 +18,9 @@ from planner.formulas.values import Axis, Operation, Phase
 
 ONE = sp.Integer(1)
 
-DRAWN = 3
-"""Numbers of 8 bytes for each row and rank that drawing from a cut vocabulary gathers, twice."""
+DRAWN = (24, 16)
+"""Bytes for each row and rank that drawing from a cut vocabulary gathers (top-k and top-p aside): largest
+logit, mass and token; then the owner's token and its probability."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def ends_messages(phase: Phase, *, sequence: bool, lm: bool) -> dict[str, tuple[
     """Of embedding and head, over t ranks. (Backward computes no embedding or head again.)"""
     states = n * H * b
     if phase == "decode":
-        drawn = Message("all_gather", "t", 8 * DRAWN * r * t, sp.Integer(2))
-        return {"embedding": (Message("all_reduce", "t", states),), "head": (drawn,) if lm else ()}
+        drawn = tuple(Message("all_gather", "t", size * r * t) for size in DRAWN)
+        return {"embedding": (Message("all_reduce", "t", states),), "head": drawn if lm else ()}
     gather, scatter = Message("all_gather", "t", states), Message("reduce_scatter", "t", states)
     if phase == "forward":
         sums = (Message("all_reduce", "t", r * WIDE), Message("all_reduce", "t", 3 * r * WIDE))

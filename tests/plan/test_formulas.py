@@ -9,11 +9,12 @@ import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from counting import RankModel, flops
+from counting import RankModel, flops, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoder import EXPERTS, SMALL, published
@@ -46,7 +47,11 @@ from planner.formulas import (
     stage_traffic,
     used_kv_heads,
 )
+from realflow.engines.cut_sampling import Cut as CutVocabulary
+from realflow.engines.cut_sampling import draw_cut
+from realflow.engines.fused import FusedDecoder
 from realflow.engines.part import Heads
+from realflow.graph.types import Sampling
 from realflow.layout import Layout, box_size, cut
 from realflow.models.attention import visible
 from realflow.models.logprobs import KEEP_BYTES
@@ -191,6 +196,35 @@ def test_a_value_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             del parts["head"]  # a matrix with a vector: not counted by torch
             assert found.flops[phase] == parts.total()
     assert ends_work(decoder, Cut(), one, "forward")["head"].flops == 2 * 24 * 32
+
+
+def test_products_and_messages_of_decoding_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused decoder of a tensor rank, but for attention itself, and drawing from its logits."""
+    folder = tiny_model(tmp_path, "qwen3")
+    decoder = read_decoder(json.loads((folder / "config.json").read_text()))
+    model = RankModel(folder, Layout(tp=2), 1, [2]).model
+    step = SimpleNamespace(
+        slots=3,
+        tokens=torch.tensor([5, 6, 7]),
+        positions=torch.tensor([9, 9, 9]),
+        attend=lambda index, query, pairs, **others: torch.zeros_like(query),
+    )
+    sent: Counter[tuple[str, int]] = Counter()
+
+    def gather(mine: torch.Tensor) -> torch.Tensor:
+        sent["all_gather", 2 * mine.numel() * mine.element_size()] += 1
+        return torch.stack([mine, mine])
+
+    with torch.no_grad(), recording(monkeypatch) as messages:
+        counted, logits = flops(lambda: FusedDecoder(model)(step))
+        draw_cut(
+            logits, torch.full((3,), 0.5, dtype=torch.float64), Sampling(1), CutVocabulary(50, 1, gather)
+        )
+    one = decode_pass([(10, 3)])
+    parts = product_flops(decoder, Cut(t=2), one, "decode")
+    del parts["scores"]
+    assert parts.total() == counted
+    assert stage_messages(decoder, Cut(t=2), one, "decode", (0, 2), 4) == messages + sent
 
 
 @given(st.integers(1, 60), st.integers(1, 70) | st.none())
