@@ -59,10 +59,9 @@ def _solve(
     """A plan, if one is found that is not far above the hint; the bound (infinite where there is no plan)."""
     model = cp_model.CpModel()
     space = Positions(problem, model, tight=tight)
-    times = Times(problem, space)
+    times = Times(problem, space, None if hint is None else hint.makespan)
     break_symmetry(problem, space)
     if hint is not None:
-        model.add(times.makespan <= times.ticks(hint.makespan) + len(times.operations))
         _hint(space, hint.choice)
     model.minimize(times.makespan)
     solver = _solver(seed, seconds)

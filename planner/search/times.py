@@ -39,11 +39,12 @@ class _Operation:
 class Times:
     """Starts and ends of calls and moves; `makespan` is to be minimised."""
 
-    def __init__(self, problem: Problem, space: Positions) -> None:
+    def __init__(self, problem: Problem, space: Positions, most: float | None = None) -> None:
+        """`most`: seconds of a plan that is known."""
         self.problem, self.space, self.model = problem, space, space.model
-        self.second = _ticks(problem)
-        self.horizon = sum(max(self.ticks(o.duration) for o in call.options) for call in problem.calls)
-        self.horizon += sum(self.ticks(_longest_move(problem, call)) for call in problem.calls)
+        longest = _longest(problem) if most is None else min(most, _longest(problem))
+        self.second = math.ldexp(1.0, _BITS - math.frexp(longest)[1])
+        self.horizon = int(longest * self.second) + 3 * len(problem.calls)
         self.makespan = self.model.new_int_var(0, self.horizon, "makespan")
         self.seconds = {
             call.name: [self.ticks(option.duration) for option in call.options] for call in problem.calls
@@ -72,8 +73,9 @@ class Times:
             self.model.add(load <= self.makespan)
 
     def ticks(self, seconds: float) -> int:
-        """Whole ticks, rounded down (exact: a second has a power of two of them)."""
-        return int(seconds * self.second)
+        """Whole ticks, rounded down (exact: a second has a power of two of them); what is beyond the
+        horizon is as good as just beyond it."""
+        return min(int(seconds * self.second), self.horizon + 1)
 
     def bound(self, ticks: float) -> float:
         """Seconds that no plan is below, for ticks that no plan is below: what adding rounded numbers may
@@ -253,13 +255,11 @@ class Times:
             self.model.add(other.place < one.place).only_enforce_if([*active, ~first])
 
 
-def _longest_move(problem: Problem, call: Call) -> float:
-    costs = (cost for (model, _, _), cost in problem.moves.items() if model == call.model)
-    return max((max(cost.inside, cost.apart) for cost in costs), default=0.0)
-
-
-def _ticks(problem: Problem) -> float:
-    """Ticks of a second, a power of two."""
-    longest = sum(max(option.duration for option in call.options) for call in problem.calls)
-    longest += sum(_longest_move(problem, call) for call in problem.calls)
-    return math.ldexp(1.0, _BITS - math.frexp(longest)[1])
+def _longest(problem: Problem) -> float:
+    """Seconds that no plan needs more of: all operations one by one."""
+    moves = {
+        model: max(max(cost.inside, cost.apart) for (of, _, _), cost in problem.moves.items() if of == model)
+        for model in {model for model, _, _ in problem.moves}
+    }
+    calls = sum(max(option.duration for option in call.options) for call in problem.calls)
+    return calls + sum(moves.get(str(call.model), 0.0) for call in problem.calls)

@@ -9,8 +9,9 @@ import enumerator
 import pytest
 import random_problems
 
-from planner.search import Call, Infeasible, Option, Problem, evaluate, misfits
+from planner.search import Call, Infeasible, Option, Problem, Solution, evaluate, misfits
 from planner.search.exact import shortage, solve_exact
+from planner.search.local import improve
 
 CLOSE = 1e-6  # ticks
 
@@ -41,6 +42,20 @@ def test_the_plan_is_the_best_of_all(start: int) -> None:
 def test_500_plans_are_the_best_of_all(start: int) -> None:
     for seed in range(start, start + 50):
         check(random_problems.random_problem(seed))
+
+
+def test_a_plan_that_is_known_changes_nothing_but_the_work() -> None:
+    for seed in range(40):
+        problem = random_problems.random_problem(seed)
+        best, known = enumerator.best_plan(problem), improve(problem, seed=seed, rounds=20)
+        if best is None or known is None:
+            continue
+        timeline = evaluate(problem, *known)
+        hint = Solution(*known, timeline, timeline.makespan, 0.0, 0)
+        choice, order, bound = solve_exact(problem, seed=0, seconds=20, hint=hint)
+        assert not misfits(problem, choice)
+        assert evaluate(problem, choice, order).makespan == pytest.approx(best.seconds, rel=CLOSE)
+        assert best.seconds * (1 - CLOSE) <= bound <= best.seconds
 
 
 def in_bytes(problem: Problem, seed: int) -> Problem:
