@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]  # the first: experiments/planner is no package
 
 from record import record  # noqa: E402
 
