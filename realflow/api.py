@@ -30,7 +30,7 @@ from realflow.graph.types import Head
 from realflow.models.card import Card, cached, card, config_hash
 from realflow.models.fitting import check_fitting
 from realflow.models.paths import resolve_model
-from realflow.planfile import Cluster, Plan, check_plan, read_plan
+from realflow.planfile import Cluster, Plan, check_plan, check_runnable, read_plan
 
 if TYPE_CHECKING:
     from realflow.launch.local import RunResult
@@ -143,6 +143,7 @@ def run(
         chosen = what
     else:
         chosen = plan(what, devices=devices, layouts=layouts, overrides=overrides)
+    check_runnable(chosen)
     folder = new_run_dir(chosen.graph.name, name=name, run_dir=run_dir)
     from realflow.launch.local import supervise
 

@@ -29,7 +29,7 @@ def add_commands(add: AddCommand) -> None:
         "plan",
         run_plan,
         "find where and how each call of a graph runs, so that a step is as short as can be",
-        "realflow plan ppo --cluster cluster.yaml -o plan.yaml\n"
+        "realflow plan grpo prompts=16 --devices 2 -o plan.yaml\n"
         "  realflow plan ppo --cluster cluster.yaml --fix rollout=d4t2@0-7 --effort high -o plan.yaml\n"
         "  realflow plan ppo --cluster cluster.yaml --what-if gpus=64,128 max_new_tokens=1024,4096\n"
         "  realflow plan grpo --devices 4 --layout d4 --layout train=p2@2-3:recompute",

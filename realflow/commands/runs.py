@@ -15,7 +15,7 @@ from realflow import api
 from realflow.commands.common import AddCommand, layout_arguments, say
 from realflow.errors import InputError, Problem
 from realflow.graph.yamlfile import load_yaml
-from realflow.planfile import Plan, read_plan
+from realflow.planfile import Plan, check_runnable, read_plan, run_problems
 from realflow.planfile.types import TRACK_MEMORY
 
 _MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
@@ -132,18 +132,20 @@ def looks_like_plan(what: str) -> bool:
 
 def _plan(args: argparse.Namespace, is_plan: bool) -> Plan:
     if not is_plan:
-        return api.plan(
-            args.what,
-            devices=args.devices,
-            cluster=args.cluster,
-            layouts=parse_layouts(args.layout),
-            overrides=args.overrides,
-            say=say,
+        return check_runnable(
+            api.plan(
+                args.what,
+                devices=args.devices,
+                cluster=args.cluster,
+                layouts=parse_layouts(args.layout),
+                overrides=args.overrides,
+                say=say,
+            )
         )
     _refuse_options(args)
     from realflow.models.layouts import plan_problems
 
-    return read_plan(args.what, partial(plan_problems, say=say))
+    return read_plan(args.what, run_problems, partial(plan_problems, say=say))
 
 
 def _refuse_options(args: argparse.Namespace) -> None:

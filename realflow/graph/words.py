@@ -126,8 +126,8 @@ def notes(graph: Graph) -> Sequence[str]:
     found = []
     if graph.max_staleness > 0:
         found.append(
-            f"max_staleness {graph.max_staleness} (asynchronous) cannot run yet: realflow plan will refuse "
-            "it; 0 can run"
+            f"max_staleness {graph.max_staleness} (asynchronous) cannot run yet: it can be planned, but "
+            "realflow run will refuse it; 0 can run"
         )
     most, taken = most_prompts(graph), graph.prompts * graph.steps
     if most is not None and graph.prompts > most:

@@ -5,7 +5,7 @@ read_plan(path) -> Plan     exactly what was written; everything wrong is told i
 check_plan(plan)            the rules that a plan keeps, wherever it came from
 """
 
-from realflow.planfile.check import check_plan, idle_ranks, needed_reallocs
+from realflow.planfile.check import check_plan, check_runnable, idle_ranks, needed_reallocs, run_problems
 from realflow.planfile.read import parse_plan, read_plan
 from realflow.planfile.types import (
     FORMAT,
@@ -27,10 +27,12 @@ __all__ = [
     "ReallocPlan",
     "TimelineEntry",
     "check_plan",
+    "check_runnable",
     "idle_ranks",
     "needed_reallocs",
     "parse_plan",
     "plan_to_yaml",
     "read_plan",
+    "run_problems",
     "write_plan",
 ]

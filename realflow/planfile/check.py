@@ -26,7 +26,7 @@ ENGINES_OF: Mapping[str, tuple[Engine, ...]] = {
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise InputError with everything in a plan that breaks a rule or cannot run yet."""
+    """Raise InputError with everything in a plan that breaks a rule."""
     problems = find_problems(plan)
     if problems:
         raise InputError(problems)
@@ -44,16 +44,25 @@ def find_problems(plan: Plan, unread: frozenset[str] = frozenset(), *, moves: bo
     return problems + _expectations(plan)
 
 
+def run_problems(plan: Plan) -> list[Problem]:
+    """What a plan that keeps all rules has that no run can do yet."""
+    if plan.graph.max_staleness == 0:
+        return []
+    message = f"{plan.graph.max_staleness} (asynchronous) cannot run yet; expected 0"
+    return [Problem(message, where="graph.max_staleness")]
+
+
+def check_runnable(plan: Plan) -> Plan:
+    """The plan, if a run can do what it says; else InputError."""
+    problems = run_problems(plan)
+    if problems:
+        raise InputError(problems)
+    return plan
+
+
 def rule_problems(plan: Plan, unread: frozenset[str] = frozenset()) -> list[Problem]:
     """What is wrong with the graph, the cluster and the calls of a plan, whatever follows from them."""
     problems = _nodes(plan)
-    if plan.graph.max_staleness > 0:
-        problems.append(
-            Problem(
-                f"{plan.graph.max_staleness} (asynchronous) cannot run yet; expected 0",
-                where="graph.max_staleness",
-            )
-        )
     names = [call.name for call in plan.graph.calls]
     for name in plan.calls:
         if name not in names:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from realflow.errors import InputError, RealFlowError
-from realflow.planfile import Plan, read_plan
+from realflow.planfile import Plan, read_plan, run_problems
 from realflow.runtime.bootstrap import RENDEZVOUS, Identity, Mpi, Start, is_first, meet, start_master
 from realflow.runtime.connect import Rendezvous
 from realflow.runtime.directory import prepare
@@ -28,7 +28,7 @@ from realflow.runtime.directory import prepare
 def main(plan_path: Path, run_dir: Path) -> int:
     """A worker under a bare `mpirun -n N realflow run plan.yaml`: rank 0 also starts the master."""
     die_with_parent()
-    plan = read_plan(plan_path)
+    plan = read_plan(plan_path, run_problems)
     return _edge(plan, run_dir, lambda: _with_master(plan, run_dir))
 
 

@@ -13,6 +13,26 @@ from small_cards import llama_card
 from realflow.models.card import Card, Parameter, config_hash, store
 
 MODEL = "smollm2-135m-instruct"
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+"""What the planner counts with; the card says how it can be cut (not at all)."""
+SMALL = CONFIG | {
+    "hidden_size": 72,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+}
 
 
 @pytest.fixture
@@ -27,7 +47,7 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     folder = cache / "models" / MODEL
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     store(
         Card(
             hash=config_hash(folder),
@@ -49,6 +69,6 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     other = cache / "models" / "small-llama"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"model_type": "llama", "name": "small"}))
+    (other / "config.json").write_text(json.dumps(SMALL))
     store(dataclasses.replace(llama_card(hidden=72, heads=9, kv_heads=3), hash=config_hash(other)))
     return cache

@@ -223,7 +223,7 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
         "--layout ref=d1:recompute: only",
     ),
     "no bubble": ("plan grpo --devices 1 --layout train=d1:zero_bubble", "d1t1p1 has none: use 1f1b"),
-    "asynchronous": ("plan async.yaml", "(asynchronous) cannot run yet"),
+    "asynchronous": ("run async.yaml --layout d2", "(asynchronous) cannot run yet"),
     "missing cluster": ("plan grpo --cluster none.yaml", "none.yaml"),
     "both": ("plan grpo --devices 1 --cluster none.yaml", "not both"),
     "slots": ("plan grpo --slots 0", "slots: found 0"),
@@ -258,7 +258,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str], case: str, launched: Launc
     Path("mine.yaml").write_text(grpo.read_text())
     Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
     Path("cluster.yaml").write_text("nodes:\n  - {name: a, devices: 2}\n")
-    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "plan.yaml")
+    ok(capsys, "plan", "grpo", "--devices", "1", "--layout", "d1", "-o", "plan.yaml")
     Path("gpuu.yaml").write_text(re.sub(r"kind: \w+", "kind: gpuu", Path("plan.yaml").read_text()))
     command, message = REFUSALS[case]
     lines = refused(capsys, *shlex.split(command))
@@ -275,12 +275,14 @@ def test_check_notes_what_should_be_known(capsys: pytest.CaptureFixture[str]) ->
     assert "note: a step takes 3000 prompts" in ok(capsys, "check", "grpo", "prompts=3000", "steps=1")
     grpo = Path(realflow.__file__).parent / "graphs" / "grpo.yaml"
     Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
-    assert "cannot run yet: realflow plan will refuse it" in ok(capsys, "check", "async.yaml")
+    assert "cannot run yet: it can be planned, but realflow run will refuse it" in ok(
+        capsys, "check", "async.yaml"
+    )
 
 
 def test_what_does_not_fit_is_not_invited_to_run(capsys: pytest.CaptureFixture[str]) -> None:
     Path("small.yaml").write_text("nodes:\n  - {name: a, devices: 2, memory: 5 MiB}\n")
-    out = ok(capsys, "plan", "grpo", "--cluster", "small.yaml", "-o", "p.yaml")
+    out = ok(capsys, "plan", "grpo", "--cluster", "small.yaml", "--layout", "d2", "-o", "p.yaml")
     assert "realflow run" not in out and "not expected to fit" in out
     assert "note: Memory: ranks 0-1 are expected to need" in out
     assert "realflow explain p.yaml" in out
@@ -352,7 +354,7 @@ def test_a_plan_by_hand_that_a_model_cannot_follow(
     capsys: pytest.CaptureFixture[str], command: str, launched: Launched
 ) -> None:
     """Before any process starts: the plan keeps all rules, but 9 heads cannot be cut over 12 ranks."""
-    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "12", "-o", "p.yaml")
+    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "12", "--layout", "d12", "-o", "p.yaml")
     text = Path("p.yaml").read_text()
     old = "layout: d12t1p1\n    engine: infer"
     assert old in text
@@ -368,7 +370,7 @@ def test_a_plan_by_hand_that_a_model_cannot_follow(
 
 
 def test_a_plan_that_was_edited_is_explained_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "2", "-o", "p.yaml")
+    ok(capsys, "plan", "grpo", "model=small-llama", "--devices", "2", "--layout", "d2", "-o", "p.yaml")
     first = ok(capsys, "explain", "p.yaml")
     assert "anew" not in first and "After:" not in first
     old = "layout: d2t1p1\n    engine: infer\n    micro_batch_tokens: 4096\n    after: keep"
@@ -443,7 +445,7 @@ def test_a_card_that_is_made_is_said_before(
             found.with_name(name).write_text(text)
 
     monkeypatch.setattr("realflow.models.card._make", make)
-    ok(capsys, "plan", "grpo", "--devices", "1", "-o", "p.yaml")
+    ok(capsys, "plan", "grpo", "--devices", "1", "--layout", "d1", "-o", "p.yaml")
 
 
 def test_bytes_that_the_layouts_contradict_are_counted_anew(capsys: pytest.CaptureFixture[str]) -> None:

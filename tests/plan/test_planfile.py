@@ -419,12 +419,6 @@ BROKEN = {
         "expected bytes a second, more than 0, or null",
     ),
     "too many devices": ("devices: 3", "devices: 1000000000", None, "expected a whole number from 1 to 4096"),
-    "asynchronous": (
-        "max_staleness: 0",
-        "max_staleness: 2",
-        "  max_staleness: 2",
-        "2 (asynchronous) cannot run yet",
-    ),
     "graph broken": (
         "steps: 45\n  seed",
         "steps: 0\n  seed",

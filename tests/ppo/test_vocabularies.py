@@ -84,8 +84,8 @@ def test_check_plan_and_run_refuse(
     assert main(["check", "ppo", *other]) == 2
     assert "models.reward.path: token" in capsys.readouterr().err
     with pytest.raises(InputError, match="needs a model with the vocabulary of actor"):
-        plan("ppo", devices=1, overrides=other)
-    good = plan("ppo", devices=1, overrides=[*overrides, f"reward_model={folders['same']}"])
+        plan("ppo", devices=1, layouts="d1", overrides=other)
+    good = plan("ppo", devices=1, layouts="d1", overrides=[*overrides, f"reward_model={folders['same']}"])
     file = tmp_path / "plan.yaml"
     write_plan(good, file)
     file.write_text(file.read_text().replace(str(folders["same"]), str(folders["swapped"])))

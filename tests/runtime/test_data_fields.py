@@ -89,7 +89,7 @@ def test_chat_data_are_in_the_template(tmp_path: Path) -> None:
 
 def streams(folder: Path, max_length: int | None) -> Streams:
     graph = load_graph(write_graph(folder), ["steps=1"])
-    made = plan(replace(graph, data=replace(graph.data, max_length=max_length)), devices=1)
+    made = plan(replace(graph, data=replace(graph.data, max_length=max_length)), devices=1, layouts="d1")
     loaded = hosts(made, 0)
     data = make_data(made, loaded)
     unused = SimpleNamespace()
@@ -113,7 +113,7 @@ def test_the_cache_is_as_long_as_the_plan_counts(tmp_path: Path) -> None:
     write_graph(tmp_path)
     text = (tmp_path / "tiny.yaml").read_text().replace("data:\n", "data:\n  max_length: 40\n")
     (tmp_path / "tiny.yaml").write_text(text)
-    made = plan(load_graph(tmp_path / "tiny.yaml"), devices=1, slots=3)
+    made = plan(load_graph(tmp_path / "tiny.yaml"), devices=1, layouts="d1", slots=3)
     engine = hosts(made, 0).generator(made.graph.call("rollout"))
     assert engine.max_length == 40 + 8
     config = engine._shape

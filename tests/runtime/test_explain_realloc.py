@@ -62,7 +62,7 @@ def test_bytes_bounds_loads_and_floor(graph_file: Path) -> None:
 
 
 def test_a_plan_whose_calls_have_their_weights(tmp_path: Path) -> None:
-    made = plan(load_graph(write_graph(tmp_path)), devices=2)
+    made = plan(load_graph(write_graph(tmp_path)), devices=2, layouts="d2")
     assert shown(made) == "Reallocation: none, every call has its weights.\n"
 
 

@@ -149,7 +149,7 @@ def test_what_a_users_module_prints_is_no_event(tmp_path: Path) -> None:
 
 def test_input_that_only_the_master_finds_wrong(tmp_path: Path) -> None:
     graph = write_graph(tmp_path)
-    made = plan(load_graph(graph), devices=1)
+    made = plan(load_graph(graph), devices=1, layouts="d1")
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(InputError, match="model"):
         supervise(made, tmp_path / "run", quiet=True)

@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two plans on two ranks: of a few steps, and of many with slow rewards."""
     folder = tmp_path_factory.mktemp("bare")
     quick = load_graph(write_graph(folder), ["steps=2"])
-    write_plan(plan(quick, devices=2), folder / "plan.yaml")
+    write_plan(plan(quick, devices=2, layouts="d2"), folder / "plan.yaml")
     slow = load_graph(write_graph(folder, reward="my_rewards:slow"), ["steps=50"])
-    write_plan(plan(slow, devices=2), folder / "slow.yaml")
+    write_plan(plan(slow, devices=2, layouts="d2"), folder / "slow.yaml")
     return folder
 
 

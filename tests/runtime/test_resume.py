@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The graph, and four steps of it on one rank with checkpoints after two and four."""
     folder = tmp_path_factory.mktemp("resume")
     graph = write_graph(folder)
-    supervise(plan(load_graph(graph, ["steps=4"]), devices=1), folder / "whole", quiet=True)
+    supervise(plan(load_graph(graph, ["steps=4"]), devices=1, layouts="d1"), folder / "whole", quiet=True)
     return graph, folder / "whole"
 
 
@@ -65,7 +65,7 @@ def test_what_many_ranks_wrote_one_rank_continues(whole: tuple[Path, Path], tmp_
     layouts = {"rollout": "d4", "train": "d2p2", "ref": "t2@0-1"}
     first = replace(loaded, steps=2)
     supervise(plan(first, devices=4, layouts=layouts), run_dir, quiet=True)
-    supervise(plan(loaded, devices=1), run_dir, quiet=True, resume=True)
+    supervise(plan(loaded, devices=1, layouts="d1"), run_dir, quiet=True, resume=True)
     assert close(weights(run_dir, 4), weights(reference, 4), weights(reference, 2)) > 1e-3
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_refused(whole: tuple[Path, Path], tmp_path: Pat
     data = bytearray(shard.read_bytes())
     data[-5] ^= 1
     shard.write_bytes(data)
-    same = plan(load_graph(graph, ["steps=4"]), devices=1)
+    same = plan(load_graph(graph, ["steps=4"]), devices=1, layouts="d1")
     with pytest.raises(InputError, match="damaged"):
         supervise(same, run_dir, quiet=True, resume=True)
 
@@ -86,14 +86,14 @@ def test_another_data_order_is_refused(whole: tuple[Path, Path], tmp_path: Path)
     graph, reference = whole
     run_dir = tmp_path / "run"
     stopped_after_two(reference, run_dir)
-    other = plan(load_graph(graph, ["steps=4", "samples=2", "minibatches=1"]), devices=1)
+    other = plan(load_graph(graph, ["steps=4", "samples=2", "minibatches=1"]), devices=1, layouts="d1")
     with pytest.raises(InputError, match="samples was 4 and is 2"):
         supervise(other, run_dir, quiet=True, resume=True)
 
 
 def test_nothing_to_continue(whole: tuple[Path, Path], tmp_path: Path) -> None:
     graph, reference = whole
-    same = plan(load_graph(graph, ["steps=4"]), devices=1)
+    same = plan(load_graph(graph, ["steps=4"]), devices=1, layouts="d1")
     with pytest.raises(InputError, match="has done its 4 steps"):
         supervise(same, reference, quiet=True, resume=True)
     with pytest.raises(InputError, match="no checkpoint"):
@@ -102,7 +102,7 @@ def test_nothing_to_continue(whole: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_restarts(tmp_path: Path) -> None:
     graph = write_graph(tmp_path, reward="my_rewards:fails_once")
-    made = plan(load_graph(graph, ["steps=4"]), devices=1)
+    made = plan(load_graph(graph, ["steps=4"]), devices=1, layouts="d1")
     result = supervise(made, tmp_path / "run", quiet=True, restarts=1)
     assert [row["step"] for row in result.metrics] == [0, 1, 2, 3]
     assert (tmp_path / "failed.txt").exists(), "it never failed"
