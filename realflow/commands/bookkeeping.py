@@ -8,7 +8,7 @@ sample    by how much a step is longer for each further sample, in all calls tog
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,24 @@ from realflow.observe.trace import COMPUTE, Span, read_spans, split_name
 STEPS = 8
 _FEW, _MANY = (1, 2), (4, 8)
 """Prompts, and samples of each."""
+_WARM = 2
 _CHAIN = ("rollout", "ref", "credit", "train")
 _SPECIAL = ("<pad>", "<end>")
+Step = Mapping[str, Span]
 _TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
 
 
 def measure_bookkeeping(folder: Path) -> dict[str, float]:
     """Seconds of `dispatch`, `step` and `sample` on this machine."""
     model = _tiny_model(folder / "tiny")
-    few = _spans(folder / "few", model, *_FEW)
-    many = _spans(folder / "many", model, *_MANY)
+    few = by_step(_run(folder / "few", model, *_FEW))
+    many = by_step(_run(folder / "many", model, *_MANY))
+    return summary(few, many, _MANY[0] * _MANY[1] - _FEW[0] * _FEW[1])
+
+
+def summary(few: Sequence[Step], many: Sequence[Step], samples: int) -> dict[str, float]:
+    """The three numbers, from the steps of a run with few samples and of one with `samples` more."""
     dispatch = _dispatch(few)
-    samples = _MANY[0] * _MANY[1] - _FEW[0] * _FEW[1]
     return {
         "dispatch": dispatch,
         "step": max(0.0, _between_steps(few) - dispatch),
@@ -38,8 +44,8 @@ def measure_bookkeeping(folder: Path) -> dict[str, float]:
     }
 
 
-def _spans(run_dir: Path, model: Path, prompts: int, samples: int) -> list[dict[str, Span]]:
-    """A run's calls by step: call -> its span. The first steps, which warm up, are left out."""
+def _run(run_dir: Path, model: Path, prompts: int, samples: int) -> tuple[Span, ...]:
+    """The spans of a run."""
     graph = api.load_graph(
         "grpo",
         [
@@ -48,27 +54,33 @@ def _spans(run_dir: Path, model: Path, prompts: int, samples: int) -> list[dict[
         ],
     )
     api.run(api.plan(graph, devices=1, layouts="d1"), run_dir=run_dir, quiet=True)
+    return read_spans(run_dir / "trace.json")
+
+
+def by_step(spans: Iterable[Span]) -> list[Step]:
+    """The calls of each step: call -> its span from its first to its last part. The first steps, which
+    warm up, are left out."""
     found: dict[int, dict[str, Span]] = {}
-    for span in read_spans(run_dir / "trace.json"):
+    for span in spans:
         call, step = split_name(span.name)
         if step is not None and call in _CHAIN and span.kind == COMPUTE:
             known = found.setdefault(step, {}).get(call)
             start = min(span.start, known.start) if known else span.start
             end = max(span.end, known.end) if known else span.end
             found[step][call] = Span(span.rank, call, start, end)
-    return [found[step] for step in sorted(found)[2:]]
+    return [found[step] for step in sorted(found)[_WARM:]]
 
 
-def _dispatch(steps: Sequence[Mapping[str, Span]]) -> float:
+def _dispatch(steps: Sequence[Step]) -> float:
     gaps = [step[after].start - step[before].end for step in steps for before, after in pairwise(_CHAIN[1:])]
     return max(0.0, statistics.median(gaps))
 
 
-def _between_steps(steps: Sequence[Mapping[str, Span]]) -> float:
+def _between_steps(steps: Sequence[Step]) -> float:
     return statistics.median(other["rollout"].start - one["train"].end for one, other in pairwise(steps))
 
 
-def _period(steps: Sequence[Mapping[str, Span]]) -> float:
+def _period(steps: Sequence[Step]) -> float:
     return statistics.median(other["rollout"].start - one["rollout"].start for one, other in pairwise(steps))
 
 

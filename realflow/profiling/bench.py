@@ -16,7 +16,6 @@ from realflow.profiling.request import Setting
 
 Timed = Callable[[], Mapping[str, float]]
 """Does the work once; name of a part -> its seconds. A name becomes the table's `doing`."""
-MOST_REPEATS = 15
 LEAST_REPEATS = 3
 SHORTEST = 0.15
 """Seconds that a point may take in any case."""
@@ -60,6 +59,8 @@ class Bench:
     ranks: int
     device: torch.device
     deadline: float
+    most: int = 15
+    """Repeats of a point."""
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
     _once: dict[tuple[str, Setting], tuple[float, float]] = field(default_factory=dict)
@@ -115,7 +116,8 @@ class Bench:
         samples = {name: [seconds] for name, seconds in work().items()}
         once = time.perf_counter() - started
         self._once[job.what, job.setting] = once, job.at[0]
-        repeats = self._agreed(axis, repeats_of(once, allowed, self.deadline - time.perf_counter()))
+        wish = repeats_of(once, allowed, self.deadline - time.perf_counter(), self.most)
+        repeats = self._agreed(axis, wish)
         if repeats:
             samples = {name: [] for name in samples}  # the first was the warm-up
         for _ in range(repeats):
@@ -160,14 +162,14 @@ class Bench:
         return float(mean[0]), float(mean[1])
 
 
-def repeats_of(once: float, allowed: float, left: float) -> int:
+def repeats_of(once: float, allowed: float, left: float, most: int) -> int:
     """How often work is repeated that takes `once`, where `allowed` is its share of the time and `left` what
-    is left altogether. 0: the warm-up has to do."""
+    is left altogether: at most `most` times. 0: the warm-up has to do."""
     if left <= 0:
         return 0
     if once * LEAST_REPEATS > 4 * allowed:
         return 1
-    return int(min(MOST_REPEATS, max(LEAST_REPEATS, allowed / max(once, 1e-6))))
+    return int(min(most, max(LEAST_REPEATS, allowed / max(once, 1e-6))))
 
 
 def clock(device: torch.device) -> float:

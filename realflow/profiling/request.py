@@ -64,7 +64,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Request:
-    """Subjects to be measured by `ranks` processes on a machine of `cores`, in about `seconds`."""
+    """Subjects to be measured by `ranks` processes on a machine of `cores`, in about `seconds`, each point at
+    most `repeats` times."""
 
     subjects: tuple[Subject, ...]
     ranks: int
@@ -72,6 +73,7 @@ class Request:
     device: str
     seconds: float
     grids: Grids = Grids()
+    repeats: int = 15
 
     def settings(self) -> tuple[Setting, ...]:
         """Every circumstance that runs of up to `ranks` ranks meet.

@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         for subject in request.subjects:
             models.write(subject)
     dist.barrier()
-    bench = Bench(rank, request.ranks, device, began + request.seconds)
+    bench = Bench(rank, request.ranks, device, began + request.seconds, request.repeats)
     bench.make_groups(powers(request.ranks))
     bench.run(list(jobs(request, bench, models)))
     if rank == 0:
