@@ -16,13 +16,16 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from planner.search.groups import Group, Grouped, ancestors, barriers
+from planner.search.bounds import ancestors, barriers, within
+from planner.search.groups import Group, Grouped
 from planner.search.problem import MOVE, Choice, Move, Problem, Solution
 from planner.search.solver import make_solver
 from planner.search.space import Space
 
 _CLOSE = 1e-6
 """Gap at which the solver stops."""
+_PAIRS = 40_000
+"""Pairs of layouts between which moves are told apart."""
 
 
 def ticks_of(devices: int) -> int:
@@ -85,7 +88,7 @@ def solve_classes(
     """Bound and sketches of plans that take at most `horizon` seconds, within so many deterministic seconds
     of the solver. Where there is none, the bound is the horizon. The bound holds for the whole problem only
     if `view` has all its groups."""
-    model = _Model(problem, view, horizon)
+    model = _Model(problem, within(problem, view, horizon), horizon)
     if hint is not None:
         model.hint(hint.choice, hint)
     solver = make_solver(seed, seconds)
@@ -122,9 +125,7 @@ class _Model:
         self.tick = horizon / self.horizon
         self.model = cp_model.CpModel()
         self.space = Space(problem, view, self.model)
-        self.before = (
-            ancestors(problem) if problem.overlap == 1 else {call.name: set() for call in problem.calls}
-        )
+        self.before = ancestors(problem)
         self.makespan = self.model.new_int_var(0, self.horizon, "makespan")
         self.seconds = {call.name: self.space.variable(call.name, [self.ticks(group.seconds) for group in
                         view.groups[call.name]]) for call in problem.calls}  # fmt: skip
@@ -146,8 +147,9 @@ class _Model:
         self.model.minimize(self.makespan)
 
     def ticks(self, seconds: float) -> int:
-        """Seconds in ticks, rounded down: a hair more than they are must not become one more."""
-        return int(seconds / self.tick * (1 - 1e-9))
+        """Seconds in ticks, rounded down: a hair more than they are must not become one more. What is longer
+        than the horizon has no place in any case."""
+        return min(self.horizon + 1, int(seconds / self.tick * (1 - 1e-9)))
 
     def _step(self, what: str, seconds: Any, on: tuple[str, ...], **more: Any) -> _Step:
         start = self.model.new_int_var(0, self.horizon, f"start.{what}")
@@ -223,11 +225,8 @@ class _Model:
 
     def _moved(self, name: str, train: str, of: str | None, moving: Any, *, last: bool = False) -> _Step:
         """A move and its duration: by the layouts of both, and whether it leaves the devices of `train`."""
-        costs = {(source, into): self.problem.moves[of, source, into]  # type: ignore[index]
-                 for source in self.space.layouts[train] for into in self.space.layouts[name]
-                 if (of, source, into) in self.problem.moves}  # fmt: skip
-        longest = max((self.ticks(max(cost.inside, cost.apart)) for cost in costs.values()), default=0)
-        seconds = self.model.new_int_var(0, longest, f"moves.{name}")
+        costs = self._costs(str(of), train, name)
+        seconds = self.model.new_int_var(0, self.horizon, f"moves.{name}")
         step = self._step(MOVE + name, seconds, (train, name), if_=(moving,), last=last)
         self.model.add(seconds == 0).only_enforce_if(~moving)
         self.seconds[MOVE + name] = seconds
@@ -244,6 +243,16 @@ class _Model:
                             if (source, into) in costs)  # fmt: skip
                 self.model.add(seconds >= least).only_enforce_if([chosen, moving, *when])
         return step
+
+    def _costs(self, of: str, train: str, name: str) -> dict[tuple[str, str], Move]:
+        """Layouts of both calls -> move; none where they are too many, as if moves there took no time."""
+        sources, layouts = self.space.layouts[train], self.space.layouts[name]
+        if len(sources) * len(layouts) > _PAIRS:
+            return {}
+        found = {
+            (one, other): self.problem.moves.get((of, one, other)) for one in sources for other in layouts
+        }
+        return {pair: move for pair, move in found.items() if move is not None}
 
     def _apart(self) -> None:
         """Operations that share a device come one after the other."""
@@ -272,9 +281,7 @@ class _Model:
 
     def _load(self) -> None:
         """A device runs one operation at a time, in each segment between barriers and in all."""
-        segments = (
-            barriers(self.problem) if self.problem.overlap == 1 else [[c.name for c in self.problem.calls]]
-        )
+        segments = barriers(self.problem)
         cuts: list[Any] = [
             0,
             *(self.model.new_int_var(0, self.horizon, "") for _ in segments[1:]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from planner.search.problem import Call, Problem
 
@@ -183,29 +183,3 @@ def _nested(all_places: Iterable[Runs]) -> bool:
             return False
         open_until.append(-stop)
     return True
-
-
-def barriers(problem: Problem) -> list[list[str]]:
-    """The calls in segments: every call of a segment comes after all calls of the segments before it."""
-    before = ancestors(problem)
-    order = sorted((call.name for call in problem.calls), key=lambda name: len(before[name]))
-    cuts = [0]
-    for index in range(1, len(order)):
-        if all(before[name] >= set(order[:index]) for name in order[index:]):
-            cuts.append(index)
-    return [order[start:stop] for start, stop in pairwise([*cuts, len(order)])]
-
-
-def ancestors(problem: Problem) -> dict[str, set[str]]:
-    """Call -> all calls that have ended when it starts, in a synchronous graph."""
-    found: dict[str, set[str]] = {}
-
-    def of(name: str) -> set[str]:
-        if name not in found:
-            direct = problem.call(name).after
-            found[name] = set(direct).union(*(of(other) for other in direct))
-        return found[name]
-
-    for call in problem.calls:
-        of(call.name)
-    return found

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
+from planner.search.bounds import simple_bound
 from planner.search.classes import Found, solve_classes, ticks_of
+from planner.search.dominated import undominated
 from planner.search.evaluate import evaluate, misfits
 from planner.search.exact import solve_exact
 from planner.search.fits import refuse
-from planner.search.groups import Grouped, ancestors, barriers, grouped
+from planner.search.groups import Grouped, grouped
 from planner.search.local import improve
 from planner.search.problem import Choice, Infeasible, Order, Problem, Solution, Work
 from planner.search.realise import realise
@@ -21,6 +24,8 @@ _ROUNDED = 16
 """Ticks that rounding may leave between the bound and the plan that it belongs to."""
 _FIRST = 0.25
 """Part of the solver's work for plans with powers of two of devices, where there are others."""
+_SOME = 10_000
+"""Moves that are looked at where only their size matters."""
 _PLACING = 0.05
 """Part of the solver's work for the places of one sketch."""
 
@@ -35,23 +40,6 @@ def solve(problem: Problem, *, seed: int = 0, work: Work | None = None) -> Solut
     search.exactly()
     search.last()
     return search.solution()
-
-
-def simple_bound(problem: Problem, view: Grouped) -> float:
-    """Seconds that every plan takes, by arithmetic alone: between two barriers no less than the longest path,
-    and no less than what all calls take of devices times seconds."""
-    least = {name: min(group.seconds for group in groups) for name, groups in view.groups.items()}
-    area = {name: min(group.size * group.seconds for group in groups) for name, groups in view.groups.items()}
-    devices = max(1, problem.devices)
-    if problem.overlap > 1:
-        return max([*least.values(), sum(area.values()) / devices], default=0.0) * (1 - 1e-9)
-    before, total = ancestors(problem), 0.0
-    for segment in barriers(problem):
-        ends: dict[str, float] = {}
-        for name in segment:
-            ends[name] = max((ends[one] for one in before[name] if one in ends), default=0.0) + least[name]
-        total += max([*ends.values(), sum(area[name] for name in segment) / devices], default=0.0)
-    return total * (1 - 1e-9)
 
 
 class _Search:
@@ -99,11 +87,15 @@ class _Search:
         """The explicit model, where it is small enough."""
         if self.proven or self.problem.devices > _SMALL:
             return
+        reduced = undominated(self.problem)
+        choice = None if self.best is None else reduced.reduced(self.best.choice)
+        hint = None if self.best is None or choice is None else replace(self.best, choice=choice)
+        seconds = max(1.0, self.left)
         try:
-            plan = solve_exact(self.problem, seed=self.seed, seconds=max(1.0, self.left), hint=self.best)
+            plan = solve_exact(reduced.problem, seed=self.seed, seconds=seconds, hint=hint)
         except (Infeasible, TimeoutError):
             return  # `solution` says what does not fit
-        self.offer(plan[:2])
+        self.offer((reduced.whole(plan[0]), plan[1]))
         self.bound = max(self.bound, plan[2])
 
     def last(self) -> None:
@@ -133,7 +125,8 @@ class _Search:
 
 
 def _longest(problem: Problem, view: Grouped) -> float:
-    """Seconds that some plan takes at most, if any fits: everything one by one."""
+    """Seconds that are more than enough: everything one by one, and twice as long."""
     calls = sum(max(group.seconds for group in groups) for groups in view.groups.values())
-    longest = max((max(move.inside, move.apart) for move in problem.moves.values()), default=0.0)
-    return calls + len(problem.calls) * longest
+    some = islice(problem.moves.values(), _SOME)  # all of them may take long to ask for
+    longest = max((max(move.inside, move.apart) for move in some), default=0.0)
+    return calls * 2 + len(problem.calls) * longest

@@ -26,8 +26,8 @@ from planner.search import (
     misfits,
     solve,
 )
+from planner.search.bounds import simple_bound
 from planner.search.groups import grouped
-from planner.search.solve import simple_bound
 
 LITTLE = Work(solver=10.0, rounds=500)
 CLOSE = 3e-6  # what counting in ticks may leave
