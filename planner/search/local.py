@@ -14,6 +14,8 @@ _HOT, _COLD = 0.1, 0.0005
 """How much worse a plan may be that is accepted one time in e, at first and at last."""
 _TRIAL = 0.8
 """Part of the rounds that all starts share; the best plan has the others."""
+_AGAIN = 0.3
+"""How often a change comes with another: some plans are better only by several."""
 _CHAIN = 8_000
 """Rounds from one start, where there are enough for all: many short searches find more than few long ones."""
 
@@ -73,6 +75,7 @@ class _Annealing:
         self.seconds = math.inf
         self.rounds = 0
         self.changes = [self._reoption, self._reoption, self._move, self._boundary, self._reorder, self._join]
+        self.changes += [self._split]
         if problem.overlap > 1:
             self.changes.append(self._restage)
 
@@ -109,7 +112,7 @@ class _Annealing:
             other = plan.copy()
             if not rng.choice(self.changes)(other):
                 continue
-            if rng.random() < 0.2:
+            while rng.random() < _AGAIN:
                 rng.choice(self.changes)(other)
             new = self._energy(other)
             if new <= energy or rng.random() < math.exp((energy - new) / (heat * energy)):
@@ -206,6 +209,28 @@ class _Annealing:
                 new = self._some(one, high - low)
                 if self.options[one].fits(new, low):
                     self._set(draft, one, new, low)
+        return True
+
+    def _split(self, draft: Draft) -> bool:
+        """Two calls side by side."""
+        rng = self.rng
+        one, other = rng.choice(self.calls), rng.choice(self.calls)
+        if one == other:
+            return False
+        room = max(draft.high[one], draft.high[other]) - (low := min(draft.low[one], draft.low[other]))
+        sizes = [size for size in self.options[one].sizes if size < room]
+        if not sizes:
+            return False
+        size = rng.choice(sizes)
+        rest = [more for more in self.options[other].sizes if more <= room - size]
+        if not rest:
+            return False
+        first, second = (
+            self._some(one, size),
+            self._some(other, rest[-1] if rng.random() < 0.7 else rng.choice(rest)),
+        )
+        self._set(draft, one, first, self.options[one].near(first, low))
+        self._set(draft, other, second, self.options[other].near(second, low + size))
         return True
 
     def _reorder(self, draft: Draft) -> bool:
