@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from itertools import chain
 
+from planner.costs import CallCost
 from planner.hardware import hardware_notes
 from planner.options import Built, Models
 from planner.search import Solution
@@ -31,17 +32,8 @@ def search_notes(models: Models, cluster: Cluster, built: Built, solution: Solut
         f"Search: {solution.considered} options (ways of running calls, and places) were considered. {best}"
     ]
     notes.append(f"Lengths: {built.lengths.note}.")
-    sources: defaultdict[str, list[str]] = defaultdict(list)
-    assumptions: dict[str, None] = {}
-    for call in graph.calls:
-        cost = built.cost(call.name, solution.choice[call.name].option)
-        if cost.source != "measured":
-            sources[cost.source].append(call.name)
-        assumptions |= dict.fromkeys(cost.assumptions)
-    for source in ("extrapolated", "catalogue"):
-        if sources[source]:
-            notes.append(f"Seconds: those of {' and '.join(sources[source])} are {_SOURCES[source]}.")
-    notes += [f"Assumed: {text}." for text in assumptions]
+    costs = {call.name: built.cost(call.name, solution.choice[call.name].option) for call in graph.calls}
+    notes += cost_notes(costs)
     notes += hardware_notes(cluster)
     if graph.max_staleness:
         notes.append(
@@ -54,3 +46,14 @@ def search_notes(models: Models, cluster: Cluster, built: Built, solution: Solut
     assumed = dict.fromkeys(chain.from_iterable(d.assumed for d in models.decoders.values()))
     notes += [f"Model: {text}." for text in assumed]
     return [*notes, *models.notes]
+
+
+def cost_notes(costs: Mapping[str, CallCost]) -> list[str]:
+    """What the seconds of calls rest on, and what was taken for granted."""
+    notes: list[str] = []
+    assumptions = dict.fromkeys(text for cost in costs.values() for text in cost.assumptions)
+    for source in ("extrapolated", "catalogue"):
+        names = [name for name, cost in costs.items() if cost.source == source]
+        if names:
+            notes.append(f"Seconds: those of {' and '.join(names)} are {_SOURCES[source]}.")
+    return [*notes, *(f"Assumed: {text}." for text in assumptions)]

@@ -16,9 +16,9 @@ from planner.meshes import Pool, places, pools
 from planner.options.models import Models
 from planner.options.moves import Moves
 from planner.options.prune import best, undominated
+from planner.options.rules import comes_after, costs_on
 from planner.options.ways import Way, Wishes, layouts, most_replicas, ways
 from planner.profile import Profile
-from planner.rates import is_of, make_rates
 from planner.search import Call, Option, Problem
 from realflow.errors import InputError
 from realflow.errors import Problem as Wrong
@@ -114,7 +114,10 @@ class _Builder:
         self.models, self.graph, self.cluster, self.ask = models, models.graph, cluster, ask
         self.lengths = read_lengths(self.graph)
         self.pools = pools(cluster)
-        self.costs = tuple(self._costs(pool) for pool in self.pools)
+        self.costs = tuple(
+            costs_on(pool, self.graph, models.decoders, self.lengths, ask.profile, ask.function_seconds)
+            for pool in self.pools
+        )
         self.places = [places(pool, any_length=ask.meshes == "any") for pool in self.pools]
         self.world = len(cluster.devices)
         self.tighten = tighten or [0] * self.world
@@ -126,7 +129,7 @@ class _Builder:
             Call(
                 call.name,
                 tuple(option for option, _ in found[call.name]),
-                self._after(call),
+                comes_after(self.graph, call),
                 call.model,
                 call.op == "train",
             )
@@ -146,30 +149,6 @@ class _Builder:
         )
         meanings = {name: tuple(meaning for _, meaning in pairs) for name, pairs in found.items()}
         return Built(problem, meanings, self.costs, self.lengths, self.tried)
-
-    def _costs(self, pool: Pool) -> Costs:
-        profile = self.ask.profile
-        rates = make_rates(pool.node, profile if profile and is_of(profile, pool.node) else None)
-        return Costs(
-            self.graph,
-            self.models.decoders,
-            self.lengths,
-            rates,
-            per_node=pool.node.devices,
-            function_seconds=self.ask.function_seconds,
-        )
-
-    def _after(self, call: GraphCall) -> tuple[str, ...]:
-        """Calls that come before: writers of what it reads; without overlap, a train call ends the use of its
-        model's weights."""
-        found = {w.name: None for name in call.reads.values() if (w := self.graph.writer(name)) is not None}
-        if call.op == "train" and not self.graph.max_staleness:
-            found |= {
-                other.name: None
-                for other in self.graph.calls
-                if other.model == call.model and other is not call
-            }
-        return tuple(found)
 
     # ---- options of a call ---------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ def needs(problem: Problem, choice: Choice) -> dict[str, str]:
     """Call -> the move that brings its weights, for calls that need one."""
     found: dict[str, str] = {}
     for users in _moved(problem, choice).values():
-        kept = _is_kept(problem, choice, users[0])
+        kept = is_kept(problem, choice, users[0])
         for name in users:
             found[name] = MOVE + (users[0] if kept else name)
     return found
@@ -110,7 +110,7 @@ def evaluate(problem: Problem, choice: Choice, order: Order) -> Timeline:
         ended[slot.what] = end
         entries.append(Entry(slot.what, operation.devices, ready, end, slot.stage))
 
-    late = {MOVE + name for name in need if not _is_kept(problem, choice, name)}
+    late = {MOVE + name for name in need if not is_kept(problem, choice, name)}
     for slot in order:
         assert slot.what not in late, f"{slot.what} brings what is freed: it comes right before its call"
         assert slot.what in todo, f"{slot.what} is no operation of this choice, or comes twice"
@@ -159,7 +159,7 @@ def move_seconds(move: Move, source: range, destination: range) -> float:
     return move.inside if within else move.apart
 
 
-def _is_kept(problem: Problem, choice: Choice, name: str) -> bool:
+def is_kept(problem: Problem, choice: Choice, name: str) -> bool:
     """Whether some call that shares what a call holds keeps it."""
     held = holding(problem.call(name), choice[name])
     sharing = (call for call in problem.calls if holding(call, choice[call.name]) == held)
@@ -194,7 +194,7 @@ def _moves(problem: Problem, choice: Choice) -> Iterable[Operation]:
     for (model, layout, start, stop), users in _moved(problem, choice).items():
         train = trained[model]
         source = choice[train.name].place
-        kept = _is_kept(problem, choice, users[0])
+        kept = is_kept(problem, choice, users[0])
         cost = problem.moves[model, chosen(problem, choice, train.name).layout, layout]
         for name in users[:1] if kept else users:
             seconds = move_seconds(cost, source, range(start, stop))
