@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,11 +93,12 @@ def worst_load(graph: Graph, call: Call, how: How, longest: tuple[int, int], pos
             rows, rows, rows, 0, 0, min(prompt, room), running, 1, rows, how.slots, room, running, room, True
         )
     sequence = min(positions, prompt + response)
-    samples = -(-graph.prompts * graph.samples // (how.layout.dp * call.minibatches))
-    tokens = min(max(how.micro_batch_tokens, sequence), samples * sequence)
-    pairs = tokens * min(sequence, SHORT)
-    padded = tokens + min(tokens, WASTE // sequence)
-    return Load(tokens, tokens, padded, 0, pairs, sequence, tokens, samples, samples * sequence, most=True)
+    samples = -(-graph.prompts * graph.samples // call.minibatches)
+    total = -(-samples // how.layout.dp) * sequence  # of the fullest replica: the longest go first, one each
+    tokens = min(max(how.micro_batch_tokens, sequence), total)
+    padded = min(samples * sequence, tokens + math.isqrt(2 * samples * WASTE))
+    pairs = padded * min(sequence, SHORT)
+    return Load(tokens, tokens, padded, 0, pairs, sequence, tokens, samples, total, most=True)
 
 
 def batch_load(graph: Graph, call: Call, how: How, batch: Batch, positions: int) -> Load:
