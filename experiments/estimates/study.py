@@ -1,6 +1,6 @@
 """Estimates against reality: plans are predicted from a profile of this machine, run, and compared.
 
-    python experiments/estimates/study.py profile                     # under 4 minutes
+    python experiments/estimates/study.py profile                     # under 4 minutes for each model
     python experiments/estimates/study.py measure                     # every plan, about 40 minutes
     python experiments/estimates/study.py measure --only 10m-grpo/d2 135m-grpo
     python experiments/estimates/study.py compare                     # predicts again, runs nothing
@@ -30,7 +30,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent)]  # experiment
 
 from predict import predict  # noqa: E402
 from record import record  # noqa: E402
-from workloads import PAIRS, Pair, Setup, overrides  # noqa: E402
+from workloads import PAIRS, Pair, Setup, model_path, overrides  # noqa: E402
 
 from planner.profile import read_profile  # noqa: E402
 from realflow.api import plan, run  # noqa: E402
@@ -38,7 +38,7 @@ from realflow.planfile import Plan  # noqa: E402
 
 RESULTS = HERE / "results"
 RUNS = RESULTS / "runs"
-PROFILE = RESULTS / "profile.json"
+PROFILES = RESULTS / "profiles"
 WARM = 2
 """Steps that are not counted: the first makes what is made once."""
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--params", nargs="+", default=[], metavar="KEY=VALUE", help="other params, to try the pieces quickly"
     )
     parser.add_argument("--again", action="store_true", help="run also what is stored")
-    parser.add_argument("--profile", type=Path, default=PROFILE, help="the profile that predictions use")
+    parser.add_argument("--profiles", type=Path, default=PROFILES, help="folder of the profiles of models")
     parser.add_argument("--from", dest="runs", type=Path, default=RUNS, help="the measurements to compare")
     return parser
 
@@ -75,14 +75,20 @@ def _chosen(only: Sequence[str]) -> Iterator[tuple[str, Pair, str, Setup]]:
 
 
 def profile(args: argparse.Namespace) -> int:
-    """Measure the machine for the models of all pairs."""
-    from workloads import make_model
-
-    models = [str(make_model(name)) for name in ("10m", "40m")] + ["smollm2-135m-instruct"]
-    most = max(setup.devices for pair in PAIRS.values() for setup in pair.plans.values())
-    command = [sys.executable, "-m", "realflow", "profile", *models, "--devices", str(most)]
-    args.profile.parent.mkdir(parents=True, exist_ok=True)
-    return subprocess.run([*command, "-o", str(args.profile)], check=False).returncode
+    """Measure the machine for the model of each pair, as many ranks as its plans have; returns the exit code
+    of the first that fails."""
+    most = max(setup.devices for _, _, _, setup in _chosen(args.only))
+    for model in dict.fromkeys(pair.model for _, pair, _, _ in _chosen(args.only)):
+        path = args.profiles / f"{model}.json"
+        if path.exists() and not args.again:
+            print(f"{model}: profiled already")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "realflow", "profile", model_path(model)]
+        code = subprocess.run([*command, "--devices", str(most), "-o", str(path)], check=False).returncode
+        if code:
+            return code
+    return 0
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -156,22 +162,27 @@ def _step(result: Mapping[str, Any]) -> float:
 
 def compare(args: argparse.Namespace) -> int:
     """Predict every stored plan and hold it against its runs; exit code 1 where a target is missed."""
-    known = read_profile(args.profile)
-    rows = []
+    known, rows = {}, []
     for name, pair, plan_name, setup in _chosen(args.only):
         path = args.runs / name / f"{plan_name}.json"
         if not path.exists():
             continue
         stored = json.loads(path.read_text())["results"]
         first = _lengths_of(args.runs, name, stored)
-        found = predict(_plan(pair, setup, args.params), known, first["lengths"], first["common"])
+        if pair.model not in known:
+            known[pair.model] = read_profile(args.profiles / f"{pair.model}.json")
+        made = _plan(pair, setup, args.params)
+        found = predict(made, known[pair.model], first["lengths"], first["common"])
         rows.append(_row(name, plan_name, setup.devices, stored["runs"], found))
     if not rows:
         print(f"nothing is measured in {args.runs}: run `measure` first", file=sys.stderr)
         return 2
     verdict = judge(rows)
     _show(rows, verdict)
-    record(RESULTS / "estimates.json", {"plans": rows, "verdict": verdict, "profile": known.hash})
+    record(
+        RESULTS / "estimates.json",
+        {"plans": rows, "verdict": verdict, "profiles": {m: p.hash for m, p in known.items()}},
+    )
     return 0 if verdict["met"] else 1
 
 

@@ -81,7 +81,7 @@ _PPO: Mapping[str, Setup] = {
 PAIRS: Mapping[str, Pair] = {
     "10m-grpo": Pair("10m", "grpo", {"prompts": 16, "samples": 8, "max_new_tokens": 96}, 8, _GRPO),
     "10m-ppo": Pair("10m", "ppo", {"prompts": 96, "max_new_tokens": 48}, 8, _PPO),
-    "40m-ppo": Pair("40m", "ppo", {"prompts": 48, "max_new_tokens": 96, "dtype": "float32"}, 6, _PPO),
+    "40m-ppo": Pair("40m", "ppo", {"prompts": 48, "max_new_tokens": 96}, 6, _PPO),
     "135m-grpo": Pair("135m", "grpo", {"prompts": 8, "samples": 8, "max_new_tokens": 16}, 5, _GRPO),
 }
 
@@ -91,11 +91,15 @@ def overrides(pair: Pair, other: Sequence[str] = ()) -> list[str]:
     there."""
     params: dict[str, Any] = {**pair.params, "steps": pair.steps}
     params |= dict(text.split("=", 1) for text in other)
-    if pair.model != "135m":
-        params["model"] = make_model(pair.model)
-        if pair.graph == "ppo":
-            params["reward_model"] = make_model(pair.model, reward=True)
+    params["model"] = model_path(pair.model)
+    if pair.graph == "ppo":
+        params["reward_model"] = make_model(pair.model, reward=True)
     return [f"{name}={value}" for name, value in params.items()]
+
+
+def model_path(name: str) -> str:
+    """What graphs and commands call a model; it is made if it is not there."""
+    return "smollm2-135m-instruct" if name == "135m" else str(make_model(name))
 
 
 def make_model(name: str, *, reward: bool = False) -> Path:

@@ -9,8 +9,9 @@ from planner.rates import Rates, Seconds
 from realflow.graph.types import Call, Graph
 
 SAMPLE_SECONDS = 1e-3
-"""What a function is taken to need for a sample where nothing is known of it: text that is parsed, and an
-answer compared, takes less; code that is run takes far more."""
+"""What a user's function is taken to need for a sample where nothing is known of it: text that is parsed, and
+an answer compared, takes less; code that is run takes far more. (What built-in functions take is in the
+constant `sample` of the rates, which the rollout pays.)"""
 
 _LATE = 0.02
 """Samples whose response is at most so much shorter than the longest end together with it, or nearly so."""
@@ -30,7 +31,8 @@ def streams(graph: Graph, call: Call) -> bool:
 def function_cost(
     graph: Graph, lengths: Lengths, rates: Rates, call: Call, how: How, seconds: float | None
 ) -> CallCost:
-    """Seconds after the last of its inputs is there. `seconds` is what a sample takes (None: assumed).
+    """Seconds after the last of its inputs is there. `seconds` is what a sample takes (None: assumed, or, of
+    a built-in function, nothing that counts).
 
     A function that streams has done all but the samples that end last by then.
     """
@@ -39,12 +41,12 @@ def function_cost(
     if streams(graph, call):
         unit = {"sample": 1, "group": graph.samples, "batch": total}[call.decl.scope]
         count = min(count, max(unit, late_samples(graph, lengths) / ranks))
-    each = SAMPLE_SECONDS if seconds is None else seconds
+    assumed = seconds is None and ":" in call.decl.name
+    each = SAMPLE_SECONDS if assumed else seconds or 0.0
     tally = Tally()
     tally.add("dispatch", rates.constant("dispatch"))
     tally.add("samples", Seconds(each * count))
-    said = f"{call.name}: {each * 1e3:g} ms for each sample" if seconds is None else ""
-    return tally.cost(said)
+    return tally.cost(f"{call.name}: {each * 1e3:g} ms for each sample" if assumed else "")
 
 
 def late_samples(graph: Graph, lengths: Lengths) -> float:
