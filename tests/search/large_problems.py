@@ -16,6 +16,9 @@ from realflow.planfile import Cluster, Node
 
 COMPUTE, MEMORY, INSIDE, BETWEEN = 9.9e14, 2.2e12, 3.5e11, 4e10  # a second: FLOPs, bytes, bytes, bytes
 
+_LAYOUTS = 4
+"""Layouts of one size, beside the leanest."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -145,6 +148,9 @@ def _options(ask: Ask, size: int, runs: tuple[range, ...], batch: Batch) -> Iter
                     if micro <= -(-batch.samples // d):
                         found += _with(ask.kind, shape, (d, t, p), micro, runs, batch)
     found.sort(key=lambda one: (one.seconds, one.static_bytes, one.active_bytes))
+    fastest = list(dict.fromkeys(option.layout for option in found))[:_LAYOUTS]
+    leanest = min(found, key=lambda one: (one.static_bytes + one.active_bytes, one.seconds), default=None)
+    found = [option for option in found if option.layout in fastest or option is leanest]
     kept: list[Option] = []
     for option in found:
         if not any(_no_worse(other, option) for other in kept):

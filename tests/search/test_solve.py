@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import enumerator
+import large_problems
 import pytest
 import random_problems
 
@@ -63,6 +64,42 @@ def test_plans_are_the_best_of_all(start: int) -> None:
 def test_500_solved_problems_are_the_best_of_all(start: int) -> None:
     for seed in range(start, start + 50):
         check(random_problems.random_problem(seed))
+
+
+LARGE = {
+    "ppo-64": (lambda: large_problems.ppo(64), 1e-4),
+    "grpo-32-any": (lambda: large_problems.grpo(32, any_length=True), 0.05),
+}
+LARGER = {
+    "ppo-128": (lambda: large_problems.ppo(128), 0.01),
+    "ppo-1024": (lambda: large_problems.ppo(1024), 0.01),
+    "ppo-128-little-memory": (lambda: large_problems.ppo(128, gigabytes=40), 0.01),
+    "ppo-70b-128-any": (lambda: large_problems.ppo(128, "70B", "70B", any_length=True), 0.05),
+    "eight-128": (lambda: large_problems.eight(128), 0.05),
+    "eight-128-any": (lambda: large_problems.eight(128, any_length=True), 0.05),
+    "async-128": (lambda: large_problems.grpo(128, overlap=2, follows=True), 0.05),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_problems_are_proven(name: str) -> None:
+    build, most = LARGE[name]
+    problem = build()
+    found = solve(problem, work=Work(solver=10.0, rounds=2000))
+    assert not misfits(problem, found.choice)
+    assert evaluate(problem, found.choice, found.order).makespan == found.makespan
+    assert found.gap <= most
+    assert found.bound > 1.01 * simple_bound(problem, grouped(problem)) or found.gap < 1e-4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LARGER)
+def test_larger_problems_are_almost_proven(name: str) -> None:
+    build, most = LARGER[name]
+    problem = build()
+    found = solve(problem)
+    assert not misfits(problem, found.choice)
+    assert found.gap <= most
 
 
 def renamed(problem: Problem, names: Mapping[str, str], models: Mapping[str | None, str | None]) -> Problem:
