@@ -81,7 +81,7 @@ class _Annealing:
 
     def starts(self) -> list[Draft]:
         """All calls on as many devices as they can take; the fastest option of each; the least bytes of each;
-        two halves: what trains its model, and what does not."""
+        two parts: what trains its model, and what does not."""
         quick = self.quick
         order = [*quick.topological, *(quick.count + call for call in quick.topological)]
         wide = [one.of[one.sizes[-1]][0] for one in self.options]
@@ -89,18 +89,18 @@ class _Annealing:
                 for one in self.options]  # fmt: skip
         small = [min(range(len(one.options)), key=lambda i: _bytes(one, i)) for one in self.options]
         drafts = [self._draft(options, [0] * quick.count, order) for options in (wide, fast, small)]
-        half = self.problem.devices // 2
-        sizes = [
-            max((size for size in one.sizes if size <= half), default=one.sizes[0]) for one in self.options
-        ]
         trains = [call.trains for call in self.problem.calls]
-        drafts.append(self._draft(
-            [one.of[size][0] for one, size in zip(self.options, sizes, strict=True)],
-            [half * (not train) for train in trains], order,
-        ))  # fmt: skip
-        if self.problem.overlap > 1:
-            for draft in drafts[-1:]:
-                draft.stage = [int(train) for train in trains]
+        for part in (1, 2, 3) if self.problem.overlap > 1 else (2,):
+            first = self.problem.devices * part // 4  # for what trains; the others have the rest
+            rooms = [first if train else self.problem.devices - first for train in trains]
+            sizes = [
+                max((size for size in one.sizes if size <= room), default=one.sizes[0])
+                for one, room in zip(self.options, rooms, strict=True)
+            ]
+            options = [one.of[size][0] for one, size in zip(self.options, sizes, strict=True)]
+            drafts.append(self._draft(options, [first * (not train) for train in trains], order))
+            if self.problem.overlap > 1:
+                drafts[-1].stage = [int(train) for train in trains]
         return drafts
 
     def anneal(self, draft: Draft, rounds: int, hot: float) -> None:
