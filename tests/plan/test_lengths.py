@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from planner.lengths import Lengths, Pair, quantised, read_lengths
 from realflow.errors import InputError
-from realflow.graph import load_graph
+from realflow.graph import find_graph, load_graph
 from realflow.graph.lengths import WIDEST_P90
 from realflow.graph.load import graph_to_mapping
 from realflow.graph.types import Graph, Spread
@@ -56,6 +56,12 @@ def test_nothing_given_is_as_long_as_allowed_and_said_so() -> None:
     found = read_lengths(graph())
     assert found.pairs == (Pair(500, 2000, 1.0),)
     assert found.assumed and "data.max_length" in found.note and "max_new_tokens" in found.note
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_shipped_graphs_say_how_long_their_prompts_are(name: str) -> None:
+    found = read_lengths(load_graph(find_graph(name), ["max_new_tokens=99"]))
+    assert found.pairs == (Pair(46, 99, 1.0),) and found.common == 35
 
 
 def test_numbers_and_what_memory_must_hold() -> None:
