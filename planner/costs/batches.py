@@ -73,6 +73,12 @@ class Dispatch:
     minibatches: float = 1.0
     repeats: float = 1.0
 
+    @property
+    def tokens(self) -> float:
+        """All that the replica gets in a step."""
+        looked = sum(pack.tokens for packs in self.packs for pack in packs)
+        return looked * self.minibatches * self.repeats
+
 
 def sequence_cost(decoder: Decoder) -> CostModel:
     """The time of a sequence by its length, by which a run divides samples (`realflow.models.costs`)."""

@@ -37,7 +37,9 @@ def _round(setting: Setting, one: Round) -> Seconds:
     made = decode_pass([(one.longest, one.running / groups)], windows)
 
     def stages(busy: int) -> list[Seconds]:
-        return [setting.decode_pass(run, made, busy) for run in setting.stages]
+        alike = {run.alike: run for run in setting.stages}
+        known = {key: setting.decode_pass(run, made, busy) for key, run in alike.items()}
+        return [known[run.alike] for run in setting.stages]
 
     if setting.cut.p == 1:
         return setting.shared(lambda busy: stages(busy)[0])
@@ -58,7 +60,9 @@ def _prefill(setting: Setting, prefill: Prefill) -> Seconds:
     one = pass_of(prefill.lengths, setting.decoder.windows, rows=0)
 
     def whole(busy: int) -> Seconds:
-        times = [_prefill_pass(setting, index, one, busy) for index in range(len(setting.stages))]
+        alike = {run.alike: index for index, run in enumerate(setting.stages)}
+        known = {key: _prefill_pass(setting, index, one, busy) for key, index in alike.items()}
+        times = [known[run.alike] for run in setting.stages]
         slowest = _largest(times)
         return _total(times) + slowest * (prefill.passes - 1)
 

@@ -31,6 +31,8 @@ from realflow.graph.types import Call, Graph
 from realflow.layout import Layout
 from realflow.models.card import ITEMSIZE
 
+_FIELD_BYTES = {"int": 8, "bool": 1}  # others are float32
+
 
 class Costs:
     """Answers are cached where they depend on few things: a search asks thousands of times."""
@@ -73,7 +75,8 @@ class Costs:
         cut = Cut(layout.tp, layout.pp, context, experts, how.sequence_parallel)
         decoder, dtype = self.decoders[str(call.model)], self.graph.models[str(call.model)].dtype
         stages = stage_runs(decoder, layout.pp)
-        return Setting(call, how, decoder, cut, stages, self.rates, dtype, self.per_node)
+        read = read_bytes(self.graph, call)
+        return Setting(call, how, decoder, cut, stages, self.rates, dtype, self.per_node, read)
 
     def lengths_of(self, call: Call) -> Lengths:
         """The lengths that a call sees: those of the rollout whose tokens it reads."""
@@ -155,3 +158,10 @@ class Costs:
             budget=budget,
             cost=sequence_cost(self.decoders[str(call.model)]),
         )
+
+
+def read_bytes(graph: Graph, call: Call) -> float:
+    """Bytes of each token in the fields that a call reads from other calls (those of a sample are few)."""
+    written = {name for other in graph.calls for name in other.writes.values()}
+    fields = {name for name in call.reads.values() if name in written and graph.extents[name] == "token"}
+    return float(sum(_FIELD_BYTES.get(graph.dtypes[name], 4) for name in fields))

@@ -27,6 +27,7 @@ def infer_cost(setting: Setting, divided: Dispatch) -> CallCost:
     """The seconds of the slowest replica's micro-batches."""
     tally = Tally()
     tally.add("dispatch", setting.rates.constant("dispatch"))
+    tally.add("fields", setting.fetched(divided.tokens))
 
     def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
         return (setting.stage_pass(setting.stages[stage], one, "infer", busy),)
@@ -40,6 +41,7 @@ def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
     """The seconds of all minibatches of the slowest replica, each with its optimizer step."""
     tally = Tally()
     tally.add("dispatch", setting.rates.constant("dispatch"))
+    tally.add("fields", setting.fetched(divided.tokens))
     back: Doing = "recompute" if setting.how.recompute else "backward"
 
     def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
@@ -73,7 +75,11 @@ def _micro_batches(
     windows = setting.decoder.windows
     computed = [pack.computed(windows, _rows(setting, pack)) for pack in single]
     at_once = min(1.0, count / (count + stages - 1))
-    found = [[_at_once(setting, passes, stage, one, at_once) for one in computed] for stage in range(stages)]
+    known: dict[object, list[list[Seconds]]] = {}  # stages that are alike take equally long
+    for stage, run in enumerate(setting.stages):
+        if run.alike not in known:
+            known[run.alike] = [_at_once(setting, passes, stage, one, at_once) for one in computed]
+    found = [known[run.alike] for run in setting.stages]
     source: Source = "measured"
     for row in found:
         for pair in row:
@@ -140,7 +146,9 @@ def _update(setting: Setting, tally: Tally, times: float, backwards: Sequence[fl
     data, rates = setting.how.layout.dp * setting.cut.c, setting.rates
     tally.add("train_step", rates.constant("train_step") * times)
     found = []
-    for run, backward in zip(setting.stages, backwards, strict=True):
+    for run, backward in {
+        run.alike: (run, back) for run, back in zip(setting.stages, backwards, strict=True)
+    }.values():
         elements = stage_elements(setting.decoder, setting.cut, run.first, run.stop)
         reduced = rates.reduce_gradients(elements, data, dtype=setting.dtype, per_node=setting.data_per_node)
         reduced = _beyond(setting, reduced, elements, backward)

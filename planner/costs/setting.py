@@ -31,6 +31,8 @@ class Setting:
     dtype: str
     per_node: int
     """Devices of a node."""
+    read_bytes: float = 0.0
+    """Of each token, in the fields that the call reads from other calls."""
 
     @property
     def itemsize(self) -> int:
@@ -62,6 +64,8 @@ class Setting:
     def shared(self, seconds: Callable[[int], Seconds], at_once: float = 1.0) -> Seconds:
         """Seconds of something that depends on how many ranks of a node are busy: of a pipeline's stages
         the fraction `at_once` is. Between two whole numbers of ranks it is read off a line."""
+        if self.rates.device.runtime != "cpu":  # a GPU has what it needs to itself
+            return seconds(1)
         most = min(self.per_node, self.ranks)
         busy = min(float(most), max(1.0, most * at_once))
         low = math.floor(busy)
@@ -72,7 +76,7 @@ class Setting:
     def stage_pass(self, run: StageRun, one: Pass, doing: Doing, busy: int) -> Seconds:
         """A pass over a micro-batch on one rank of a stage."""
         total = Seconds(0.0)
-        for kind, count in self.decoder.kinds(run.first, run.stop).items():
+        for kind, count in run.kinds:
             layer = self.rates.layer(self.decoder, kind, self.cut, one, doing, dtype=self.dtype, busy=busy)
             total += layer * count
         if run.embeds or run.ends:
@@ -93,10 +97,18 @@ class Setting:
         total = self.rates.decode_ends(
             self.decoder, self.cut, one.sequences, dtype=self.dtype, busy=busy, last=run.ends
         )
-        for kind, count in self.decoder.kinds(run.first, run.stop).items():
+        for kind, count in run.kinds:
             layer = self.rates.decode_layer(self.decoder, kind, self.cut, one, dtype=self.dtype, busy=busy)
             total += layer * count
         return total
+
+    def fetched(self, tokens: float) -> Seconds:
+        """A replica's fields, which lie on all ranks of the call that wrote them: what is not here comes from
+        them, before the call computes."""
+        if self.ranks == 1:
+            return Seconds(0.0)
+        size = self.read_bytes * tokens * (1 - 1 / self.ranks)
+        return self.rates.p2p(size, between=self.ranks > self.per_node)
 
     def crossing(self, one: Pass, phase: Phase) -> Seconds:
         """The hidden states of a pass, from a stage to the next."""

@@ -11,19 +11,31 @@ from planner.decoder import Decoder, stage_cuts
 
 @dataclass(frozen=True)
 class StageRun:
-    """Layers `[first, stop)`; `embeds` on the first stage, `ends` on the last."""
+    """Layers `[first, stop)`; `embeds` on the first stage, `ends` on the last. `kinds` are the first layer of
+    each kind among them, and how many are like it."""
 
     first: int
     stop: int
     embeds: bool
     ends: bool
+    kinds: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def alike(self) -> object:
+        """Equal for stages that compute the same."""
+        return self.kinds, self.embeds, self.ends
 
 
 @lru_cache(maxsize=1024)
 def stage_runs(decoder: Decoder, count: int) -> tuple[StageRun, ...]:
     """The stages of a pipeline."""
     cuts = stage_cuts(decoder, count)
-    return tuple(StageRun(first, stop, first == 0, stop == len(decoder.layers)) for first, stop in cuts)
+    return tuple(
+        StageRun(
+            first, stop, first == 0, stop == len(decoder.layers), tuple(decoder.kinds(first, stop).items())
+        )
+        for first, stop in cuts
+    )
 
 
 def pipelined(
