@@ -306,6 +306,13 @@ def test_a_gpu_reduces_gradients_while_it_computes_them() -> None:
     assert parts["h100"]["reduce"] >= parts["cpu"]["reduce"] / -(-wide.size // BUCKET) * 0.99
 
 
+def test_fields_come_from_the_ranks_that_wrote_them() -> None:
+    made = costs(prompt=30, response=20)
+    assert "fields" not in made.call("ref", how("d1")).parts, "they are there already"
+    # Tokens (8 bytes) and the mask (1) of 16 samples, half of which the other rank has.
+    assert made.call("ref", how("d2")).parts["fields"] == pytest.approx(16 * 50 * 9 / 2 / 1e8)
+
+
 def test_stages_have_a_bubble_that_zero_bubble_shrinks() -> None:
     made = costs(prompt=30, response=20)
     plain = made.call("train", how("p2", micro_batch_tokens=100))
