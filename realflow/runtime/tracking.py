@@ -2,7 +2,8 @@
 
 On CUDA the allocator counts. On a CPU every operation is looked at as it is dispatched: the storages of
 what goes in and comes out are known until they are gone. What an operation takes and gives back within
-itself is not seen, nor what threads do that no mode was entered on.
+itself is not seen, nor what threads do that no mode was entered on, nor memory that is mapped (the buckets
+that ranks of one machine share: whole in the address space, there only where they were written to).
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Tracker(TorchDispatchMode):
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()
+        if not storage.resizable():  # a view of memory that torch has not taken
+            return
         key, size = storage._cdata, storage.nbytes()
         before = self._alive.get(key)
         if before is None or before[0]() is not storage:
