@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from planner import EVERY, local_cluster, make_plan, read_cluster
 from planner.decoder import Decoder, read_decoder
+from planner.estimate import estimate, with_estimate
 from planner.options import Ask, Models, Wishes
 from planner.options.pins import parse_pins
 from planner.profile import Profile, read_profile
@@ -29,7 +30,7 @@ from realflow.graph import load_graph as _load
 from realflow.graph.types import Head
 from realflow.models.card import Card, cached, card, config_hash
 from realflow.models.fitting import check_fitting
-from realflow.models.paths import resolve_model
+from realflow.models.paths import find_model, resolve_model
 from realflow.planfile import Cluster, Plan, check_plan, check_runnable, read_plan
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def plan(
     if layouts:
         if fixed:
             raise InputError(Problem("fixed calls are for the search: give layouts or fixed", where="fixed"))
-        return make_plan(
+        given = make_plan(
             graph,
             where,
             layouts,
@@ -108,6 +109,8 @@ def plan(
             micro_batch_tokens=4096 if micro_batch_tokens is None else micro_batch_tokens,
             slots=slots,
         )
+        measured = profile_of(profile, where, local=local)
+        return with_estimate(given, estimate(given, known_decoders(graph), profile=measured))
     for name, value, known in (("effort", effort, EFFORTS), ("meshes", meshes, ("any", "powers"))):
         if value not in known:
             raise InputError(Problem(f"found {value!r}; expected {' or '.join(known)}", where=name))
@@ -115,7 +118,7 @@ def plan(
         meshes=meshes,
         pins=parse_pins(fixed or {}, len(where.devices)),
         wishes=Wishes(micro_batch_tokens, slots),
-        profile=_profile(profile, where, local),
+        profile=profile_of(profile, where, local=local),
     )
     return search_plan(known_models(graph, say), where, ask, work=EFFORTS[effort], seed=seed)
 
@@ -188,7 +191,7 @@ def _cluster(devices: int | None, cluster: Cluster | str | Path | None) -> Clust
     return cluster if isinstance(cluster, Cluster) else read_cluster(cluster)
 
 
-def _profile(given: Profile | str | Path | None, cluster: Cluster, local: bool) -> Profile | None:
+def profile_of(given: Profile | str | Path | None, cluster: Cluster, *, local: bool) -> Profile | None:
     """The profile that is given, or that of this machine where it is planned for. Raises InputError where it
     is of no device of the cluster."""
     if given is None:
@@ -234,6 +237,17 @@ def known_models(graph: Graph, say: Callable[[str], None] | None = None) -> Mode
     known = f"Model: of {' and '.join(bare)} the config alone is known; sizes are counted from it."
     notes = [known] if bare else []
     return Models(graph, decoders, cards, tuple(notes))
+
+
+def known_decoders(graph: Graph) -> dict[str, Decoder]:
+    """The decoders of a graph's models whose configs are on this machine. Raises InputError where one cannot
+    be read."""
+    folders = {name: find_model(spec.path) for name, spec in graph.models.items()}
+    return {
+        name: config_decoder(folder, graph.models[name].head)
+        for name, folder in folders.items()
+        if folder is not None
+    }
 
 
 def config_decoder(folder: Path, head: Head = "lm") -> Decoder:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import realflow
-from realflow.commands import graphs, models, plans, profile, runs
+from realflow.commands import explain, graphs, models, plans, profile, runs
 from realflow.errors import InputError, RunError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     graphs.add_commands(add)
     plans.add_commands(add)
+    explain.add_command(add)
     runs.add_commands(add)
     models.add_commands(add)
     profile.add_commands(add)

@@ -12,33 +12,51 @@ from rich.text import Text
 
 from planner import overfull
 from realflow.commands.common import when
+from realflow.commands.timeline import draw
 from realflow.graph import describe
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.card import Card
 from realflow.models.layouts import is_cut
 from realflow.models.partition import Partition, Stage, partition, with_head
 from realflow.planfile import Plan
+from realflow.planfile.check import ENGINES_OF
 from realflow.planfile.flags import flag_words
 from realflow.planfile.notes import after_notes, idle_notes
 from realflow.planfile.ranks import format_ranks
 
 _PLAIN_WIDTH = 120  # of a pipe or file, which has no width of its own
+_WIDEST = 160  # of a drawn timeline
 _SIDE_BY_SIDE = 4  # groups of ranks in one memory table: they fit into 80 columns
 
 
-def render_plan(plan: Plan, console: Console | None = None, cards: Mapping[str, Card] | None = None) -> None:
+def render_plan(
+    plan: Plan,
+    console: Console | None = None,
+    cards: Mapping[str, Card] | None = None,
+    *,
+    path: Sequence[str] = (),
+    advice: Sequence[str] = (),
+) -> None:
     """Print a plan: cluster, calls, how models are cut, reallocs, memory by cause, timeline and notes.
 
-    How a model is cut is shown where its card is given.
+    How a model is cut is shown where its card is given. `path` and `advice` say what the step's length hangs
+    on, and what would shorten it.
     """
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, _PLAIN_WIDTH)
-    for part in _parts(plan, cards or {}):
+    drawn = draw(plan, min(console.width, _WIDEST)) if plan.timeline else []
+    for part in _parts(plan, cards or {}, drawn, path, advice):
         console.print(part)
 
 
-def _parts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
+def _parts(
+    plan: Plan,
+    cards: Mapping[str, Card],
+    drawn: Sequence[RenderableType],
+    path: Sequence[str],
+    advice: Sequence[str],
+) -> list[RenderableType]:
     parts: list[RenderableType] = [
         Text(f"{plan.graph.name}: {describe(plan.graph)}", style="bold"),
         Text(_cluster(plan)),
@@ -51,7 +69,8 @@ def _parts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
     if plan.memory:
         parts += _memory(plan)
     if plan.timeline:
-        parts.append(_timeline(plan))
+        parts += [*drawn, _timeline(plan)]
+    parts += [*_listed("Critical path", path), *_listed("What would shorten a step", advice)]
     parts.append(Text(_prediction(plan)))
     if (full := overfull(plan)) and not any("Memory:" in note for note in plan.notes):
         ranks = sorted(rank for group in full.values() for rank in group)
@@ -61,6 +80,13 @@ def _parts(plan: Plan, cards: Mapping[str, Card]) -> list[RenderableType]:
     notes = dict.fromkeys([*plan.notes, *idle_notes(plan), *after_notes(plan)])
     parts += [Text(f"note: {note}", style="yellow") for note in notes]
     return parts
+
+
+def _listed(title: str, lines: Sequence[str]) -> list[RenderableType]:
+    """A title, and a line for each sentence."""
+    if not lines:
+        return []
+    return [Text(title, style="bold"), *(Text(f"  {line}") for line in lines), Text("")]
 
 
 def _cluster(plan: Plan) -> str:
@@ -101,6 +127,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ri
 
 
 def _calls(plan: Plan) -> Table:
+    """Engines are named where some call has another one than is usual for what it does."""
+    usual = all(plan.calls[call.name].engine == ENGINES_OF[call.op][0] for call in plan.graph.calls)
     rows = []
     for call in plan.graph.calls:
         chosen = plan.calls[call.name]
@@ -111,7 +139,7 @@ def _calls(plan: Plan) -> Table:
                 call.model or call.decl.name,
                 format_ranks(chosen.ranks),
                 str(chosen.layout),
-                chosen.engine,
+                "" if usual else chosen.engine,
                 "" if call.op == "function" else str(chosen.micro_batch_tokens),
                 str(chosen.slots) if call.op == "generate" else "",
                 " ".join(flag_words(chosen)),

@@ -20,13 +20,18 @@ def section(run: RunData) -> str:
     parts = []
     if run.plan:
         plan = run.plan
-        parts = [_drawing(plan.graph), _calls(plan), _reallocs(plan), _memory(plan), _notes(plan)]
+        parts = [_drawing(plan.graph), tables(plan)]
     if run.graph_text:
         parts.append(
             '<div class="card below"><details><summary>graph.yaml</summary>'
             f"<pre>{escape(run.graph_text)}</pre></details></div>"
         )
     return "".join(part for part in parts if part)
+
+
+def tables(plan: Plan) -> str:
+    """Calls, memory, reallocations and notes of a plan."""
+    return "".join([_calls(plan), _reallocs(plan), _memory(plan), _notes(plan)])
 
 
 def _drawing(graph: Graph) -> str:

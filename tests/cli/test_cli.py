@@ -309,7 +309,7 @@ def test_tables_are_whole_at_80_columns(
     assert max(map(len, lines)) <= 80
     shown = "\n".join(lines)
     assert "rewards.last_number" in shown and "d2t1p1" in shown and "activations" in shown
-    assert "seconds" not in next(line for line in lines if "layout" in line and "ranks" in line)
+    assert "seconds" in next(line for line in lines if "layout" in line and "ranks" in line)
 
 
 def test_a_model_beside_the_graph_goes_before_the_current_folder(
@@ -335,8 +335,9 @@ def test_how_models_are_cut(
     train = read_plan("p.yaml").calls["train"]
     assert (train.schedule, train.recompute, train.sequence_parallel) == ("zero_bubble", True, False)
     lines = [re.sub(r" +", " ", line.strip()) for line in ok(capsys, "explain", "p.yaml").splitlines()]
-    assert "train train actor 0-3 d1t2p2 train 4096 zero_bubble recompute" in lines
-    assert "ref infer ref 3 d1t1p1 infer 4096 offload" in lines
+    shown = "\n".join(lines)
+    assert re.search(r"^train train actor 0-3 d1t2p2 4096 zero_bubble recompute [\d.]+$", shown, re.M)
+    assert re.search(r"^ref infer ref 3 d1t1p1 4096 offload [\d.]+$", shown, re.M)
     assert "actor (rollout) 0 0-3 embedding, 0-3, head 4+5 3 each" in lines
     assert "actor (train) 0 0-1 embedding, 0-1 4+5 3 each" in lines
     assert "actor (train) 1 2-3 2-3, head 4+5 3 each" in lines
