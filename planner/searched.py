@@ -6,7 +6,7 @@ search_plan(models, cluster, ask, work=Work(), seed=0) -> Plan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from planner.hardware import catalogue
 from planner.make import check_amounts, check_lengths, length_notes, moves
@@ -28,10 +28,29 @@ ROUNDS = 6
 """Searches, each with less memory on the devices where the last plan did not fit."""
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A plan, and the problem and solution that it is of; `tighten` are the bytes that each device was taken
+    to have less."""
+
+    plan: Plan
+    built: Built
+    solution: Solution
+    tighten: tuple[int, ...]
+
+
 def search_plan(
     models: Models, cluster: Cluster, ask: Ask, *, work: Work | None = None, seed: int = 0
 ) -> Plan:
     """The best plan that was found for a graph on a cluster; the same seed and work give the same plan.
+    Raises as `search` does."""
+    return search(models, cluster, ask, work=work, seed=seed).plan
+
+
+def search(
+    models: Models, cluster: Cluster, ask: Ask, *, work: Work | None = None, seed: int = 0
+) -> Searched:
+    """The best plan that was found, and what it was found in.
 
     Raises InputError for what is wrong with the graph, the cluster or a pin, and where nothing fits: then
     with the binding constraint and the smallest change that would do.
@@ -50,7 +69,7 @@ def search_plan(
         plan = plan_of(models, cluster, ask, built, solution)
         lacking = _lacking(plan)
         if not lacking:
-            return plan
+            return Searched(plan, built, solution, tuple(tighten))
         for rank, short in lacking.items():
             tighten[rank] += short
     raise InputError(Problem(
