@@ -3,8 +3,9 @@
     python experiments/demo/demo.py                      # about 7 minutes on 2 cores
     python experiments/demo/demo.py --steps 2 --seed 3 lr=2e-5
 
-It runs the commands that people use every day (`realflow plan`, `run`, `report`), then loads the
-model before and after with Hugging Face code alone and asks both three held-out questions.
+It runs the commands that people use every day (`realflow profile` where this machine has none yet, `plan`,
+`run`, `report`), then loads the model before and after with Hugging Face code alone and asks both three
+held-out questions.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from planner import local_cluster
 from realflow.api import new_run_dir, read_plan
 from realflow.errors import InputError
 from realflow.observe.metrics import read_metrics
 from realflow.planfile import Plan
+from realflow.profiling.store import stored
 
 _SHOWN = 3
+_PROFILE_SECONDS = 45
 _FEW = 5
 
 
@@ -40,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan_file.parent.mkdir(parents=True, exist_ok=True)
         settings = [f"steps={args.steps}", f"seed={args.seed}", *args.overrides]
         commands = (
+            *_measured(settings, args.devices),
             ("plan", "grpo", *settings, "--devices", str(args.devices), "-o", str(plan_file)),
             ("run", str(plan_file), "--run-dir", str(run_dir)),
             ("report", str(run_dir)),
@@ -53,6 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _measured(settings: list[str], devices: int) -> list[tuple[str, ...]]:
+    """The command that measures this machine for the planner where nobody has: shortly, for this model."""
+    if stored(local_cluster(devices).nodes[0].kind) is not None:
+        return []
+    return [("profile", "grpo", *settings, "--devices", str(devices), "--seconds", str(_PROFILE_SECONDS))]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.layouts import read_choice, words_of
-from planner.meshes import pools
 from planner.options.build import Ask, Pin
 from planner.options.models import Models
 from planner.options.ways import Wishes, most_replicas
@@ -76,11 +75,20 @@ def _problem(models: Models, cluster: Cluster, call: Call, pin: Pin) -> str:
     most = most_replicas(models.graph, call)
     if layout.dp > most:
         return _too_many(models, call, layout.dp, most)
-    widths = {pool.node.devices for pool in pools(cluster)}
-    if all(width % layout.tp for width in widths if layout.size > width):
-        return (
-            f"tensor groups lie inside a node: t{layout.tp} does not divide the {min(widths)} devices of one"
-        )
+    return _across_nodes(cluster, pin)
+
+
+def _across_nodes(cluster: Cluster, pin: Pin) -> str:
+    """Why no node can hold a tensor group of a pin; empty where one can."""
+    assert pin.layout is not None
+    tensor = pin.layout.tp
+    if pin.place is not None:
+        starts = range(pin.place.start, pin.place.stop, tensor)
+        nodes = [index for index, node in enumerate(cluster.nodes) for _ in range(node.devices)]
+        if any(nodes[start] != nodes[start + tensor - 1] for start in starts):
+            return f"tensor groups lie inside a node, but those of t{tensor} from rank {starts[0]} on do not"
+    elif all(node.devices % tensor and node.devices < pin.layout.size for node in cluster.nodes):
+        return f"tensor groups lie inside a node: t{tensor} does not divide the devices of one"
     return ""
 
 

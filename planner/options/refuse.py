@@ -17,6 +17,8 @@ DOUBLINGS = 7
 """How often the devices are doubled at most, to see whether more of them would do."""
 HALVINGS = 4
 """How often responses, or prompts, are halved."""
+FULL = 8
+"""Devices of a full node."""
 TRIED = Work(solver=1.0, rounds=300)
 """What the search for a plan that fits may do."""
 
@@ -65,12 +67,14 @@ def _words(least: Least) -> str:
 
 def _change(models: Models, cluster: Cluster, ask: Ask) -> str:
     """The smallest change of each kind that would make it fit, in a sentence."""
-    found = []
-    for changes in (_fewer_tokens(models), _unpinned(ask), _more_devices(cluster)):
+    found: list[str] = []
+    for changes in (_unpinned(ask), _fewer_tokens(models), _more_devices(cluster)):
         for words, change in changes:
             if _fits(change.get("models", models), change.get("cluster", cluster), change.get("ask", ask)):
                 found.append(words)
                 break
+        if found and ask.pins:
+            break  # the least that can change
     if not found:
         return (
             "No shorter response and no number of such devices would do: take a smaller model, or devices "
@@ -122,16 +126,19 @@ def _unpinned(ask: Ask) -> Iterator[Change]:
 def _more_devices(cluster: Cluster) -> Iterator[Change]:
     """Twice as many, again and again: nodes, or devices in the only node while it is not full."""
     total = len(cluster.devices)
+    grows = len(cluster.nodes) == 1 and total < FULL
     for doubling in range(1, DOUBLINGS + 1):
         count = total << doubling
+        if grows and count > FULL:
+            count = -(-count // FULL) * FULL
         yield f"{count} devices like these", {"cluster": resized(cluster, count)}
 
 
 def resized(cluster: Cluster, devices: int) -> Cluster:
     """A cluster with another number of devices: of its last kind of node more, or of its first nodes fewer.
 
-    A single node of fewer than 8 devices grows to 8 before there are more. Raises InputError where whole
-    nodes do not give that number.
+    A single node of fewer than `FULL` devices grows to that before there are more. Raises InputError where
+    whole nodes do not give that number.
     """
     nodes: list[Node] = []
     left = devices
@@ -140,8 +147,8 @@ def resized(cluster: Cluster, devices: int) -> Cluster:
             nodes.append(node)
             left -= node.devices
     last = cluster.nodes[-1]
-    if len(cluster.nodes) == 1 and last.devices < 8:
-        width = min(8, devices)
+    if len(cluster.nodes) == 1 and last.devices < FULL:
+        width = min(FULL, devices)
         nodes, left = [replace(last, devices=width)], devices - width
         last = nodes[0]
     if not nodes:
