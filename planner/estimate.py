@@ -29,6 +29,7 @@ from planner.search.problem import Entry, Order
 from planner.searchnotes import cost_notes
 from realflow.graph.types import Call as GraphCall
 from realflow.planfile import Plan, TimelineEntry
+from realflow.planfile.types import LENGTHS
 
 GIVEN = "Layouts are as given, not searched; seconds are not estimated. Memory is estimated from cards."
 """A note of plans whose seconds nobody has estimated; `with_estimate` takes it away."""
@@ -168,6 +169,7 @@ def with_estimate(plan: Plan, found: Estimate) -> Plan:
         lower_bound_seconds=None,
         gap=None,
         hashes={**{key: value for key, value in plan.hashes.items() if key != "profile"}, **found.hashes},
+        extra={**plan.extra, LENGTHS: found.lengths.means},
     )
     differs = differences(plan, anew)
     if not differs and plan.step_seconds is not None:

@@ -77,6 +77,11 @@ class Lengths:
         """Mean tokens of a response."""
         return sum(pair.response * pair.weight for pair in self.pairs)
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean tokens of a prompt and of a response, as a plan records them."""
+        return {"prompt": round(self.prompt, 1), "response": round(self.response, 1)}
+
     def up_to(self, new_tokens: int) -> Lengths:
         """Responses of a call that ends them after `new_tokens`."""
         if all(pair.response <= new_tokens for pair in self.pairs):

@@ -23,6 +23,7 @@ from realflow.graph.types import Graph
 from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, TimelineEntry, check_plan, needed_reallocs
 from realflow.planfile.check import ENGINES_OF, why_not_free
 from realflow.planfile.notes import after_notes, idle_notes
+from realflow.planfile.types import LENGTHS
 
 ROUNDS = 6
 """Searches, each with less memory on the devices where the last plan did not fit."""
@@ -147,6 +148,7 @@ def plan_of(models: Models, cluster: Cluster, ask: Ask, built: Built, solution: 
             lower_bound_seconds=min(solution.bound, solution.makespan) + step,
             gap=solution.gap,
             hashes=hashes(ask),
+            extra={LENGTHS: built.lengths.means},
         ),
         memory,
     )

@@ -77,7 +77,7 @@ def run_run(args: argparse.Namespace) -> None:
     from realflow.launch.local import supervise
 
     result = supervise(plan, folder, quiet=args.quiet, restarts=args.restarts)
-    print(f"done: {result.run_dir}")
+    _tell(result, args.quiet)
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -98,6 +98,16 @@ def _resume(args: argparse.Namespace) -> None:
     from realflow.launch.local import supervise
 
     result = supervise(plan, folder, quiet=args.quiet, resume=True, restarts=args.restarts)
+    _tell(result, args.quiet)
+
+
+def _tell(result: api.RunResult, quiet: bool) -> None:
+    """How the run compares with its plan, and where it is."""
+    from realflow.observe.predicted import lines
+
+    if not quiet:
+        for line in lines(result.metrics):
+            print(line)
     print(f"done: {result.run_dir}")
 
 

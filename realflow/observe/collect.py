@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from realflow.graph.types import Graph
+from realflow.observe.predicted import MOVES, with_predictions
 from realflow.observe.trace import Span, busy_by_rank, idle_fraction, split_name
 from realflow.runtime.messages import DispatchDone
 
@@ -18,10 +19,6 @@ class _StepReport:
     spans: list[Span] = field(default_factory=list)
     moves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Dispatch of a reallocation -> its numbers."""
-
-
-MOVES = "realloc/"
-"""What the names of a reallocation's numbers begin with."""
 
 
 def merge_stats(into: dict[str, list[float]], stats: Mapping[str, list[float]]) -> None:
@@ -80,15 +77,12 @@ class Collector:
             if call.name in by_call:
                 measured = max(busy_by_rank(by_call[call.name], start, end).values())
                 metrics[f"timing_s/{call.name}"] = measured
-                if call.name in self._predicted:
-                    metrics[f"plan/predicted_s/{call.name}"] = self._predicted[call.name]
-                    metrics[f"plan/measured_s/{call.name}"] = measured
         metrics["timing_s/step"] = seconds
         metrics["perf/idle_fraction"] = idle_fraction(spans, start, end)
         tokens = report.stats.get("response_length")
         if tokens and seconds > 0:
             metrics["perf/tokens_per_second"] = tokens[0] / seconds
-        return metrics
+        return with_predictions(metrics, self._predicted)
 
 
 def _moved(dispatches: Iterable[Mapping[str, list[float]]]) -> dict[str, float]:

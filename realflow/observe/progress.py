@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from realflow.observe.predicted import PREDICTED, STEP
 from realflow.observe.trace import split_name
 
 REWARD = "critic/rewards/mean"
@@ -117,7 +118,10 @@ class Progress:
             if headline is not None:
                 parts.append(f"{self._what} {headline:.3f}")
                 parts.append(f"last {min(RECENT, len(self._values))}: {self._recent():.3f}")
-            parts += [f"{self._seconds[-1]:.1f} s", f"left {duration(self.seconds_left())}"]
+            predicted = event.get("metrics", {}).get(PREDICTED + STEP)
+            took = f"{self._seconds[-1]:.1f} s"
+            parts.append(took if predicted is None else f"{took} (predicted {predicted:.1f})")
+            parts += [f"left {duration(self.seconds_left())}"]
         if self._live is None:
             self._print(Text("  ".join(parts)))
 

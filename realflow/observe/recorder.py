@@ -11,6 +11,7 @@ from pathlib import Path
 
 from realflow.observe.collect import Collector
 from realflow.observe.metrics import MetricsLog, SamplesLog
+from realflow.observe.predicted import predictions
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
 from realflow.runtime.directory import CURSOR, checkpoints, cursor, partial_directory, remove_partial
@@ -23,12 +24,7 @@ class RunFiles:
     def __init__(self, run_dir: Path, plan: Plan) -> None:
         self.run_dir = run_dir
         self._graph = plan.graph
-        predicted = {
-            name: call.predicted_seconds
-            for name, call in plan.calls.items()
-            if call.predicted_seconds is not None
-        }
-        self._collector = Collector(plan.graph, predicted)
+        self._collector = Collector(plan.graph, predictions(plan))
         self._metrics = MetricsLog(run_dir)
         self._samples = SamplesLog(run_dir)
         self._trace = Trace()

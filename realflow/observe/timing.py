@@ -8,6 +8,7 @@ from html import escape
 from itertools import pairwise
 
 from realflow.observe.learning import legend
+from realflow.observe.predicted import MOVES, STEP, lengths_compared, predictions, words
 from realflow.observe.rundata import RunData, spans_of_step, step_of
 from realflow.observe.svg import COLOURS, Interval, Series, line_chart, timeline_chart
 from realflow.observe.trace import COMPUTE, Span, busy_by_rank, idle_fraction, split_name
@@ -20,7 +21,7 @@ _MOST_BARS = 4000
 
 def section(run: RunData) -> str:
     """Timeline, calls and their seconds over the steps."""
-    parts = [_timelines(run), _calls(run), _curves(run)]
+    parts = [_timelines(run), _calls(run), _lengths(run), _curves(run)]
     drawn = "".join(part for part in parts if part)
     return drawn or '<p class="note">No times yet.</p>'
 
@@ -138,21 +139,26 @@ def _measured(run: RunData) -> dict[str, float]:
     }
 
 
-def _predicted(run: RunData) -> dict[str, float]:
-    if run.plan is None:
-        return {}
-    found = {name: call.predicted_seconds for name, call in run.plan.calls.items()}
-    found["step"] = run.plan.step_seconds
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
+def _measured_moves(run: RunData) -> dict[str, float]:
+    """`realloc/<model>` -> the median seconds of moving weights into it, in steps after the first."""
+    found = {}
+    for name in run.names:
+        if name.startswith(MOVES) and name.count("/") == 2 and name.endswith("/seconds"):
+            values = run.values(name)
+            if values:
+                found[name.removesuffix("/seconds")] = statistics.median(values[1:] or values)
+    return found
 
 
 def _calls(run: RunData) -> str:
     """A row for each call: median measured seconds, the plan's prediction, and bars of both."""
-    measured, predicted = _measured(run), _predicted(run)
+    measured, moved = _measured(run), _measured_moves(run)
+    predicted = predictions(run.plan) if run.plan else {}
     if not measured:
         return ""
     colours = _colours(run)
-    order = _timed(run)
+    order = [*(name for name in _timed(run) if name != STEP), *moved, STEP]
+    measured |= moved
     longest = max([*measured.values(), *(predicted.get(name, 0.0) for name in order)]) or 1.0
     rows = []
     for name in order:
@@ -165,7 +171,7 @@ def _calls(run: RunData) -> str:
         ratio = f"{got / said:.2f}" if said else ""
         expected = f'<td class="num">{"" if said is None else f"{said:.3f}"}</td><td class="num">{ratio}</td>'
         rows.append(
-            f'<tr><td>{escape(name)}</td><td class="num">{got:.3f}</td>{expected if predicted else ""}'
+            f'<tr><td>{escape(words(name))}</td><td class="num">{got:.3f}</td>{expected if predicted else ""}'
             f'<td class="bars">{bars}</td></tr>'
         )
     note = (
@@ -179,6 +185,31 @@ def _calls(run: RunData) -> str:
         f'<div class="card scroll below"><h3>{title}</h3>'
         f'<p class="note">{note}</p><table><tr><th>call</th><th class="num">measured s</th>'
         f"{columns}<th></th></tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _lengths(run: RunData) -> str:
+    """Mean lengths as the plan assumed them, and as they were."""
+    prompts = [
+        float(row["prompt_length"])
+        for step in run.samples
+        for row in step.rows.values()
+        if isinstance(row.get("prompt_length"), int)
+    ]
+    found = lengths_compared(run.plan, run.metrics, prompts)
+    if not found:
+        return ""
+    rows = "".join(
+        f'<tr><td>{one.name}</td><td class="num">{one.measured:.1f}</td>'
+        f'<td class="num">{one.predicted:.1f}</td><td class="num">{one.ratio or 0.0:.2f}</td></tr>'
+        for one in found
+    )
+    return (
+        '<div class="card scroll below"><h3>Tokens: assumed and measured</h3><p class="note">Means over '
+        "samples. A plan made with the lengths of a run (<code>lengths: {trace: runs/...}</code> in the "
+        'graph) expects them.</p><table><tr><th></th><th class="num">measured</th>'
+        '<th class="num">assumed</th>'
+        f'<th class="num">measured ÷ assumed</th></tr>{rows}</table></div>'
     )
 
 

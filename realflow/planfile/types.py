@@ -38,6 +38,9 @@ AT, SPARE = "at", "to_spare"
 TRACK_MEMORY = "track_memory"
 """The key under a plan's `extra` that makes its run record the peaks of memory."""
 
+LENGTHS = "lengths"
+"""The key under a plan's `extra` with the mean tokens of a `prompt` and a `response` that it is made for."""
+
 Engine = Literal["native", "vllm", "python", "train", "infer"]
 
 
