@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
@@ -185,3 +189,20 @@ def close(
         assert torch.linalg.norm(other - update) <= 1e-8 * torch.linalg.norm(update), name
         moved = max(moved, float(update.abs().max()))
     return moved
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that a test started, with all that it started: gone when the test ends, however it does."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            everyone = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            try:
+                process.communicate(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            for left in psutil.wait_procs(everyone, timeout=1)[1]:
+                left.kill()

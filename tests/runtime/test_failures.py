@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import execute, write_graph
+from runs import ending, execute, write_graph
 
 from realflow.api import plan
 from realflow.errors import InputError, RunError
@@ -84,8 +84,7 @@ def at_step(run_dir: Path) -> bool:
 @pytest.mark.parametrize("moment", [at_start, at_step])
 def test_kill(plan_file: Path, tmp_path: Path, victim: str, moment: Callable[[Path], bool]) -> None:
     run_dir = tmp_path / "run"
-    supervisor = start(plan_file, run_dir)
-    try:
+    with ending(start(plan_file, run_dir)) as supervisor:
         wait_for(lambda: moment(run_dir))
         module = MODULES[victim]
         everyone = psutil.Process(supervisor.pid).children(recursive=True)
@@ -96,8 +95,6 @@ def test_kill(plan_file: Path, tmp_path: Path, victim: str, moment: Callable[[Pa
         started = time.monotonic()
         _, told = supervisor.communicate(timeout=60)
         assert time.monotonic() - started < SECONDS
-    finally:
-        supervisor.kill()
     assert supervisor.returncode == 1, told
     _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
     assert not alive
@@ -117,17 +114,17 @@ def test_a_stopped_supervisor_leaves_nothing_behind(
 ) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "realflow", "run", str(plan_file), "--run-dir", str(run_dir), "--quiet"]
-    supervisor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: at_step(run_dir))
-    everyone = psutil.Process(supervisor.pid).children(recursive=True)
-    assert len(everyone) >= 4
-    if sign == signal.SIGTERM:
-        second = subprocess.run(
-            [*command[:4], "--resume", str(run_dir)], capture_output=True, text=True, timeout=60
-        )
-        assert second.returncode == 2 and "another realflow run is at work" in second.stderr
-    supervisor.send_signal(sign)
-    _, told = supervisor.communicate(timeout=30)
+    with ending(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as supervisor:
+        wait_for(lambda: at_step(run_dir))
+        everyone = psutil.Process(supervisor.pid).children(recursive=True)
+        assert len(everyone) >= 4
+        if sign == signal.SIGTERM:
+            second = subprocess.run(
+                [*command[:4], "--resume", str(run_dir)], capture_output=True, text=True, timeout=60
+            )
+            assert second.returncode == 2 and "another realflow run is at work" in second.stderr
+        supervisor.send_signal(sign)
+        _, told = supervisor.communicate(timeout=30)
     _, alive = psutil.wait_procs(everyone, timeout=SECONDS)
     assert not alive
     assert "Traceback" not in told
@@ -224,8 +221,7 @@ def test_a_rank_lost_in_a_reallocation(tmp_path: Path) -> None:
     layouts = {"train": "d1@0", "rollout": "t2@1-2", "ref": "d1@0", "reward": "d1@0", "credit": "d1@0"}
     write_plan(plan(graph, devices=3, layouts=layouts), tmp_path / "plan.yaml")
     run_dir = tmp_path / "run"
-    supervisor = start(tmp_path / "plan.yaml", run_dir)
-    try:
+    with ending(start(tmp_path / "plan.yaml", run_dir)) as supervisor:
         wait_for(lambda: (tmp_path / "training.txt").exists(), seconds=180)
         workers = [p for p in processes(run_dir, MODULES["worker"]) if "-n" not in p.cmdline()]
         (victim,) = [p for p in workers if p.environ()["OMPI_COMM_WORLD_RANK"] == "2"]
@@ -239,8 +235,6 @@ def test_a_rank_lost_in_a_reallocation(tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
         assert not alive
         assert time.monotonic() - started < SECONDS
-    finally:
-        supervisor.kill()
     assert supervisor.returncode == 1
     assert "rank 2 has died (its process is gone) during realloc:actor:rollout@v1" in told, told
     assert "rank 0: realloc:actor:rollout@v1" in told
@@ -257,15 +251,16 @@ def test_kill_at_any_moment(tmp_path: Path, victim: str, number: int) -> None:
     layouts = {"rollout": "t2@0-1", "train": "p2@0-1", "ref": "d1@1"}
     write_plan(plan(graph, devices=2, layouts=layouts), tmp_path / "plan.yaml")
     run_dir = tmp_path / "run"
-    supervisor, module = start(tmp_path / "plan.yaml", run_dir), MODULES[victim]
-    wait_for(lambda: processes(run_dir, module))
-    time.sleep(random.Random(f"{victim} {number}").uniform(0.0, 25.0))
-    everyone = psutil.Process(supervisor.pid).children(recursive=True)
-    target = [p for p in processes(run_dir, module) if "-n" not in p.cmdline()][-1]
-    os.kill(target.pid, signal.SIGKILL)
-    started = time.monotonic()
-    _, told = supervisor.communicate(timeout=60)
-    _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
+    module = MODULES[victim]
+    with ending(start(tmp_path / "plan.yaml", run_dir)) as supervisor:
+        wait_for(lambda: processes(run_dir, module))
+        time.sleep(random.Random(f"{victim} {number}").uniform(0.0, 25.0))
+        everyone = psutil.Process(supervisor.pid).children(recursive=True)
+        target = [p for p in processes(run_dir, module) if "-n" not in p.cmdline()][-1]
+        os.kill(target.pid, signal.SIGKILL)
+        started = time.monotonic()
+        _, told = supervisor.communicate(timeout=60)
+        _, alive = psutil.wait_procs(everyone, timeout=max(0.1, SECONDS - (time.monotonic() - started)))
     assert not alive
     assert time.monotonic() - started < SECONDS
     assert supervisor.returncode == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import write_graph
+from runs import ending, write_graph
 from test_failures import at_step, check_whole, processes, wait_for
 
 from realflow.api import plan
@@ -44,20 +44,20 @@ def mpirun(ranks: int, plan_file: Path, run_dir: Path) -> subprocess.Popen[str]:
 
 
 def test_a_run(folder: Path, tmp_path: Path) -> None:
-    job = mpirun(2, folder / "plan.yaml", tmp_path / "run")
-    told, _ = job.communicate(timeout=120)
+    with ending(mpirun(2, folder / "plan.yaml", tmp_path / "run")) as job:
+        told, _ = job.communicate(timeout=120)
     assert job.returncode == 0, told
     assert len(read_metrics(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "checkpoints" / "step-000002" / "actor" / "config.json").exists()
-    again = mpirun(2, folder / "plan.yaml", tmp_path / "run")
-    told, _ = again.communicate(timeout=60)
+    with ending(mpirun(2, folder / "plan.yaml", tmp_path / "run")) as again:
+        told, _ = again.communicate(timeout=60)
     assert again.returncode == 2
     assert told.count("exists and is not empty") == 1
 
 
 def test_another_number_of_ranks(folder: Path, tmp_path: Path) -> None:
-    job = mpirun(3, folder / "plan.yaml", tmp_path / "run")
-    told, _ = job.communicate(timeout=60)
+    with ending(mpirun(3, folder / "plan.yaml", tmp_path / "run")) as job:
+        told, _ = job.communicate(timeout=60)
     assert job.returncode == 2
     assert told.count("the plan is for 2 devices, but mpirun started 3 ranks") == 1
     assert "Traceback" not in told
@@ -66,20 +66,22 @@ def test_another_number_of_ranks(folder: Path, tmp_path: Path) -> None:
 
 def test_a_killed_worker(folder: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    job = mpirun(2, folder / "slow.yaml", run_dir)
-    wait_for(lambda: at_step(run_dir))
-    everyone = [
-        *psutil.Process(job.pid).children(recursive=True),
-        *processes(run_dir, "realflow.launch.master"),
-    ]
-    workers = [
-        p for p in everyone if "realflow" in p.cmdline() and "run" in p.cmdline() and "-n" not in p.cmdline()
-    ]
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
-    started = time.monotonic()
-    job.communicate(timeout=30)
-    _, alive = psutil.wait_procs(everyone, timeout=max(0.1, 10 - (time.monotonic() - started)))
+    with ending(mpirun(2, folder / "slow.yaml", run_dir)) as job:
+        wait_for(lambda: at_step(run_dir))
+        everyone = [
+            *psutil.Process(job.pid).children(recursive=True),
+            *processes(run_dir, "realflow.launch.master"),
+        ]
+        workers = [
+            p
+            for p in everyone
+            if "realflow" in p.cmdline() and "run" in p.cmdline() and "-n" not in p.cmdline()
+        ]
+        assert len(workers) == 2
+        os.kill(workers[1].pid, signal.SIGKILL)
+        started = time.monotonic()
+        job.communicate(timeout=30)
+        _, alive = psutil.wait_procs(everyone, timeout=max(0.1, 10 - (time.monotonic() - started)))
     assert not alive
     assert job.returncode != 0
     error = (run_dir / "error.txt").read_text()
