@@ -41,8 +41,9 @@ def places(pool: Pool, *, any_length: bool = True) -> dict[int, tuple[range, ...
     """Number of devices -> every run of so many that a call may take in a pool, rising.
 
     Inside a node those are blocks at multiples of their size, which is a power of two or divides the
-    node's. Beyond, runs of whole nodes: of any length and from any node on, or (`any_length` False) of a
-    power of two of nodes at multiples of it, and all nodes.
+    node's. Beyond, runs of whole nodes: of any length (of more than 32 nodes in steps of a sixteenth, as
+    `lengths` has them) and from any node on, or (`any_length` False) of a power of two of nodes at
+    multiples of it, and all nodes.
     """
     width, found = pool.node.devices, {}
     for size in range(1, width):
@@ -54,14 +55,27 @@ def places(pool: Pool, *, any_length: bool = True) -> dict[int, tuple[range, ...
                 for start in starts
                 for at in [pool.first + node * width + start]
             )
-    for nodes in range(1, pool.nodes + 1):
-        aligned = nodes.bit_count() == 1 or nodes == pool.nodes
-        if any_length or aligned:
-            steps = range(0, pool.nodes - nodes + 1, 1 if any_length else nodes)
-            found[nodes * width] = tuple(
-                range(at, at + nodes * width) for step in steps for at in [pool.first + step * width]
-            )
+    for nodes in lengths(pool.nodes, any_length=any_length):
+        steps = range(0, pool.nodes - nodes + 1, 1 if any_length else nodes)
+        found[nodes * width] = tuple(
+            range(at, at + nodes * width) for step in steps for at in [pool.first + step * width]
+        )
     return found
+
+
+def lengths(nodes: int, *, any_length: bool) -> tuple[int, ...]:
+    """The numbers of nodes that a run may have, of so many: all up to 32, and beyond in steps of a sixteenth
+    of the power of two below; or powers of two. In either case all nodes.
+
+    >>> lengths(40, any_length=True)[-6:], lengths(12, any_length=False)
+    ((31, 32, 34, 36, 38, 40), (1, 2, 4, 8, 12))
+    """
+    if any_length:
+        steps = (max(1, (1 << count.bit_length() - 1) // 16) for count in range(1, nodes + 1))
+        found = [count for count, step in enumerate(steps, start=1) if count % step == 0]
+    else:
+        found = [1 << bit for bit in range(nodes.bit_length())]
+    return tuple(dict.fromkeys([*found, nodes]))
 
 
 def _what_counts(node: Node) -> tuple[object, ...]:

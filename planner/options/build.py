@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from planner.callbytes import CallBytes
@@ -15,7 +15,7 @@ from planner.memory import Assumptions, usable_bytes
 from planner.meshes import Pool, places, pools
 from planner.options.models import Models
 from planner.options.moves import Moves
-from planner.options.prune import best, undominated
+from planner.options.prune import MOST, best, undominated
 from planner.options.rules import comes_after, costs_on
 from planner.options.ways import Way, Wishes, layouts, most_replicas, ways
 from planner.profile import Profile
@@ -27,8 +27,9 @@ from realflow.graph.types import Graph
 from realflow.layout import Layout
 from realflow.planfile import Cluster
 
-SMALL = 32
-"""Devices up to which no layout is left out unless another one is better in everything."""
+SMALL, LARGE = 32, 256
+"""Devices up to which no layout is left out unless another one is better in everything; beyond which fewer
+layouts of each size are looked at."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class _Builder:
         self.places = [places(pool, any_length=ask.meshes == "any") for pool in self.pools]
         self.world = len(cluster.devices)
         self.tighten = tighten or [0] * self.world
-        self.tried = 0
+        self.known: dict[tuple[str, int, Way], float] = {}
 
     def built(self) -> Built:
         found = {call.name: self._options(call) for call in self.graph.calls}
@@ -148,7 +149,7 @@ class _Builder:
             overlap=self.graph.max_staleness + 1,
         )
         meanings = {name: tuple(meaning for _, meaning in pairs) for name, pairs in found.items()}
-        return Built(problem, meanings, self.costs, self.lengths, self.tried)
+        return Built(problem, meanings, self.costs, self.lengths, len(self.known))
 
     # ---- options of a call ---------------------------------------------------------------------------
 
@@ -192,17 +193,21 @@ class _Builder:
                 most_stages=len(self.models.decoders[model].layers),
             )
         )
-        sets: dict[Layout, list[tuple[Option, Meaning]]] = {}
+        fitting: dict[Layout, list[tuple[Way, CallBytes]]] = {}
         for layout in every:
             reasons = self.models.refusals(model, layout)
             if reasons:
                 self.refused.setdefault("; ".join(reasons), layout)
-                continue
-            fitting = self._fitting(call, pool, layout, pin)
-            if fitting:
-                sets[layout] = [(self._option(call, pool, way, needed, runs), Meaning(way, pool))
-                                for way, needed in fitting]  # fmt: skip
-        kept = {layout: undominated(options) for layout, options in sets.items()}
+            elif found := self._fitting(call, pool, layout, pin):
+                fitting[layout] = found
+        if self.world > SMALL:
+            fitting = self._promising(call, pool, fitting)
+        kept = {
+            layout: undominated(
+                [(self._option(call, pool, way, needed, runs), Meaning(way, pool)) for way, needed in found]
+            )
+            for layout, found in fitting.items()
+        }
         if self._is_alone(call):
             return undominated([one for options in kept.values() for one in options])
         if self.world <= SMALL:
@@ -227,6 +232,26 @@ class _Builder:
                 self.least = Least(way, self.pools[pool].node.kind, needed, room)
         return found
 
+    def _promising(
+        self, call: GraphCall, pool: int, fitting: Mapping[Layout, list[tuple[Way, CallBytes]]]
+    ) -> dict[Layout, list[tuple[Way, CallBytes]]]:
+        """The layouts of one size whose most usual way is fastest, and the leanest one: all ways of every
+        layout of a large cluster would be too many to cost."""
+        usual = {layout: max((way for way, _ in found), key=_usual) for layout, found in fitting.items()}
+        seconds = {layout: self._seconds(call, pool, way) for layout, way in usual.items()}
+        least = {layout: min(_whole(needed) for _, needed in found) for layout, found in fitting.items()}
+        ranked = sorted(fitting, key=lambda layout: (seconds[layout], least[layout], layout))
+        leanest = sorted(fitting, key=lambda layout: (least[layout], seconds[layout], layout))
+        most = MOST if self.world <= LARGE else MOST // 2
+        return {layout: fitting[layout] for layout in dict.fromkeys([*ranked[:most], *leanest[:1]])}
+
+    def _seconds(self, call: GraphCall, pool: int, way: Way) -> float:
+        """Seconds of a call, which do not depend on what it does when it has ended."""
+        key = call.name, pool, replace(way, after="keep")
+        if key not in self.known:
+            self.known[key] = self.costs[pool].call(call.name, way).seconds
+        return self.known[key]
+
     def _bytes(self, call: GraphCall, way: Way, on_host: bool) -> CallBytes:
         longest = self.lengths.longest_prompt, self.lengths.longest_response
         decoder = self.models.decoders[str(call.model)]
@@ -235,12 +260,11 @@ class _Builder:
     def _option(
         self, call: GraphCall, pool: int, way: Way, needed: CallBytes, runs: tuple[range, ...]
     ) -> Option:
-        self.tried += 1
         costs = self.costs[pool]
         every = call.every or 1
         return Option(
             runs,
-            costs.call(call.name, way).seconds / every,
+            self._seconds(call, pool, way) / every,
             static_bytes=needed.weights,
             own_bytes=needed.own_bytes,
             active_bytes=needed.active_bytes,
@@ -316,6 +340,11 @@ def function_ranks(graph: Graph, call: GraphCall, world: int) -> int:
     """Ranks that a call without a model runs on: as many as there are, and have something to do."""
     units = {"sample": graph.prompts * graph.samples, "group": graph.prompts, "batch": 1}[call.decl.scope]
     return max(1, min(world, units))
+
+
+def _usual(way: Way) -> tuple[bool, bool, int, int, bool]:
+    """Greatest for the way that most calls run where memory does not matter."""
+    return not way.recompute, way.after == "keep", way.micro_batch_tokens, way.slots, way.sequence_parallel
 
 
 def _whole(needed: CallBytes) -> int:

@@ -23,8 +23,8 @@ class Moves(Mapping[Key, Move]):
     ) -> None:
         """`layouts` has, for each call of a model, the layouts of its options."""
         self._costs, self._devices, self._known = costs, devices, dict[Key, Move]()
-        self._sources: dict[str, tuple[str, tuple[str, ...]]] = {}
-        self._destinations: dict[str, tuple[str, ...]] = {}
+        self._sources: dict[str, tuple[str, Mapping[str, None]]] = {}
+        self._destinations: dict[str, Mapping[str, None]] = {}
         self._users = {
             str(call.model): call.name for call in graph.calls if call.model and call.op != "train"
         }
@@ -39,8 +39,8 @@ class Moves(Mapping[Key, Move]):
                 for call in graph.calls
                 if call.model == name and call.name != (train if leader == name else "")
             ]
-            self._sources[name] = leader, tuple(dict.fromkeys(layouts[train]))
-            self._destinations[name] = tuple(dict.fromkeys(text for call in own for text in layouts[call]))
+            self._sources[name] = leader, dict.fromkeys(layouts[train])
+            self._destinations[name] = dict.fromkeys(text for call in own for text in layouts[call])
 
     def __getitem__(self, key: Key) -> Move:
         if key not in self._known:
@@ -49,11 +49,16 @@ class Moves(Mapping[Key, Move]):
             into, source, destination = key
             leader = self._sources[into][0]
             one, other = layout_of(source), layout_of(destination)
-            found = [costs.move(leader, into, one, other, self._devices) for costs in self._costs]
-            inside = max(move.inside for move in found)
-            if destination.endswith(FREE) and one == other:
-                inside += self._brought(into, other)
-            self._known[key] = Move(inside, max(move.apart for move in found))
+            between = into, str(one), str(other)  # whether they are freed or kept
+            if between not in self._known:
+                found = [costs.move(leader, into, one, other, self._devices) for costs in self._costs]
+                self._known[between] = Move(
+                    max(move.inside for move in found), max(move.apart for move in found)
+                )
+            if destination.endswith(FREE):
+                move = self._known[between]
+                more = self._brought(into, other) if one == other else 0.0
+                self._known[key] = Move(move.inside + more, move.apart)
         return self._known[key]
 
     def _brought(self, model: str, layout: Layout) -> float:
