@@ -189,19 +189,17 @@ def idle_groups(found: Estimate) -> tuple[Group, ...]:
 
 
 def faster_ways(found: Estimate, decoders: Mapping[str, Decoder]) -> tuple[FasterWay, ...]:
-    """For each call on the critical path: the fastest other way of running it with the layout that it has,
-    if it is faster at all; what memory it takes says whether memory is what keeps it from that."""
-    ways_found = []
+    """For each call on the critical path, other ways of running it with its layout, where they are
+    faster: the fastest that fits, and the fastest of all where memory is what keeps it from that."""
+    ways_found: list[FasterWay] = []
     for link in critical_path(found):
         name = link.entry.what
         if name in found.plan.calls and found.plan.graph.call(name).model:
-            way = _fastest(found, found.plan.graph.call(name), decoders)
-            if way is not None:
-                ways_found.append(way)
+            ways_found += _faster(found, found.plan.graph.call(name), decoders)
     return tuple(ways_found)
 
 
-def _fastest(found: Estimate, call: Call, decoders: Mapping[str, Decoder]) -> FasterWay | None:
+def _faster(found: Estimate, call: Call, decoders: Mapping[str, Decoder]) -> list[FasterWay]:
     plan, graph = found.plan, found.plan.graph
     how = plan.calls[call.name]
     pool = next(pool for pool in pools(plan.cluster) if how.ranks[0] in pool.devices)
@@ -214,17 +212,18 @@ def _fastest(found: Estimate, call: Call, decoders: Mapping[str, Decoder]) -> Fa
         one = option_bytes(graph, call, way, decoder, longest, host=host)
         return one.weights + one.own_bytes + one.active_bytes
 
-    found_ways = [
+    spares = [spare for rank in how.ranks if (spare := spare_bytes(plan, rank)) is not None]
+    ranked = sorted(
         (found.seconds_of(call.name, way), index, way)
         for index, way in enumerate(ways(graph, call, how.layout, wishes))
-    ]
-    seconds, _, way = min(found_ways, key=lambda item: item[:2])
-    if seconds > now * (1 - _BETTER):
-        return None
-    spares = [spare for rank in how.ranks if (spare := spare_bytes(plan, rank)) is not None]
-    return FasterWay(
-        call.name, way, now, seconds, max(0, needed(way) - needed(how)), min(spares, default=None)
     )
+    others = [
+        FasterWay(call.name, way, now, seconds, max(0, needed(way) - needed(how)), min(spares, default=None))
+        for seconds, _, way in ranked
+        if seconds <= now * (1 - _BETTER)
+    ]
+    chosen = others[:1] + [way for way in others if way.fits][:1]
+    return sorted(dict.fromkeys(chosen), key=lambda way: not way.fits)
 
 
 def spare_bytes(plan: Plan, rank: int) -> int | None:

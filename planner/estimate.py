@@ -202,9 +202,13 @@ def differences(plan: Plan, anew: Plan) -> list[str]:
     if not changed and not _apart(plan.step_seconds, anew.step_seconds):
         return []
     also = f" ({', '.join(changed)})" if changed else ""
+    others = [
+        f"another {key}" for key in ("profile", "catalogue") if plan.hashes.get(key) != anew.hashes.get(key)
+    ]
+    source = f", with {' and '.join(others)}" if others else ""
     return [
-        f"Seconds are estimated anew: {anew.step_seconds:.4g} s a step, and {plan.step_seconds:.4g} s in the "
-        f"file{also}. What was proven of the plan in the file does not hold for this one."
+        f"Seconds are estimated anew{source}: {anew.step_seconds:.4g} s a step, and {plan.step_seconds:.4g} s "
+        f"in the file{also}. What was proven of the plan in the file does not hold for this one."
     ]
 
 

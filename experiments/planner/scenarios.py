@@ -7,7 +7,8 @@
     python experiments/planner/scenarios.py --table                  # of what is recorded: results/table.md
 
 Each piece (a scenario, a task, a seed) is a file of its own under `results/`; pieces that are there are left
-out unless `--again`. Pieces run one after another in one process: on 2 cores nothing else should run.
+out unless `--again`. Pieces run one after another, each on one core: on two cores two processes may run side
+by side (different scenarios or seeds), and nothing else.
 Tasks: `search` (meshes any and powers), `uniform` and `megatron` (rules, without chance: one run stands
 for all seeds), `anneal`.
 """
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from rivals import Annealer, Rival, megatron, uniform  # noqa: E402
 from table import write_table  # noqa: E402
 
 from planner.options import Ask, build  # noqa: E402
+from planner.search import Problem  # noqa: E402
 from planner.searched import search as planned  # noqa: E402
 from realflow.api import EFFORTS  # noqa: E402
 
@@ -147,8 +150,14 @@ def search(case: Case, meshes: str, seed: int, effort: str) -> dict[str, Any]:
 
 def anneal(case: Case, seed: int, seconds: float) -> dict[str, Any]:
     """Annealing on the options of the search with meshes of any length."""
-    built = build(models(case), cluster(case), Ask(), tighten=tighten(case))
-    return {"seed": seed, "seconds": seconds, **_told(Annealer(built.problem, seed).run(seconds))}
+    return {"seed": seed, "seconds": seconds, **_told(Annealer(_problem(case.name), seed).run(seconds))}
+
+
+@lru_cache(maxsize=1)
+def _problem(name: str) -> Problem:
+    """What the search with meshes of any length solves: seeds share it."""
+    case = next(case for case in CASES if case.name == name)
+    return build(models(case), cluster(case), Ask(), tighten=tighten(case)).problem
 
 
 def tighten(case: Case) -> list[int]:

@@ -88,6 +88,9 @@ def test_an_edited_plan_says_what_is_other(name: str) -> None:
     assert anew.calls["train"].predicted_seconds == pytest.approx(plan.calls["train"].predicted_seconds)
     assert (anew.lower_bound_seconds, anew.gap) == (None, None)
     (note,) = differences(edited, anew)
+    assert "another" not in note
+    other = replace(edited, hashes={"catalogue": "0" * 16})
+    assert "estimated anew, with another catalogue:" in differences(other, anew)[0]
     assert "estimated anew" in note and "ref " in note and "train " not in note and note in anew.notes
     assert not any(one.startswith("Search:") for one in anew.notes)
 
@@ -158,6 +161,16 @@ def test_the_path_reaches_from_begin_to_end(hows: list[tuple[str, tuple[int, ...
     for what, seconds in gained.items():
         assert -1e-12 <= seconds <= FASTER * lengths[what] * (1 + 1e-6)
         assert seconds <= 1e-9 or what in on_path, "what is beside the path gains nothing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_path_of_searched_plans(name: str) -> None:
+    found = estimated(searched(name))
+    path = critical_path(found)
+    seconds = sum(link.entry.end - link.entry.start for link in path)
+    assert seconds == pytest.approx(found.timeline.makespan) and advice(
+        found, models(found.plan.graph).decoders
+    )
 
 
 def test_gains_are_what_evaluate_says() -> None:
