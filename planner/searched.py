@@ -14,9 +14,22 @@ from planner.memory import overfull, rank_memory, with_memory
 from planner.options import Ask, Built, Models, TooLarge, build, function_ranks
 from planner.options.pins import check_pins
 from planner.options.refuse import refuse_call, refuse_together
-from planner.search import MOVE, Choice, Infeasible, Placed, Slot, Solution, Work, evaluate, misfits, solve
+from planner.options.ways import layout_of
+from planner.search import (
+    MOVE,
+    Choice,
+    Infeasible,
+    Option,
+    Placed,
+    Slot,
+    Solution,
+    Work,
+    evaluate,
+    misfits,
+    solve,
+)
 from planner.search import Problem as SearchProblem
-from planner.search.evaluate import needs
+from planner.search.evaluate import operations, problem_calls
 from planner.searchnotes import search_notes
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Graph
@@ -80,20 +93,20 @@ def search(
 
 
 def _tidied(problem: SearchProblem, solution: Solution) -> Solution:
-    """A plan that takes no longer, in which no call takes longer than it must where it is: what is not on the
-    critical path, the search leaves as it happens to be."""
-    best = solution
+    """A plan that takes no longer, in which no call takes longer than it must where it is, and none lets go
+    of weights without need: what is not on the critical path, the search leaves as it happens to be."""
+    best, moved = solution, {*problem.trained(), *problem.follows}
     for call in problem.calls:
         placed = best.choice[call.name]
         now = call.options[placed.option]
-        for index in sorted(range(len(call.options)), key=lambda i: (call.options[i].duration, i)):
+        for index in sorted(range(len(call.options)), key=lambda i: _wish(call.options[i])):
             option = call.options[index]
-            if option.duration >= now.duration:
+            if _wish(option) >= _wish(now):
                 break
-            if option.size != now.size or placed.place not in option.places:
+            if placed.place not in option.places or (call.model in moved and not _replaces(option, now)):
                 continue
             choice = {**best.choice, call.name: Placed(index, placed.place)}
-            if misfits(problem, choice) or not _same_operations(problem, best.choice, choice):
+            if misfits(problem, choice) or not _names_operations(problem, choice, best.order):
                 continue
             timeline = evaluate(problem, choice, best.order)
             if timeline.makespan <= best.makespan:
@@ -102,9 +115,22 @@ def _tidied(problem: SearchProblem, solution: Solution) -> Solution:
     return best
 
 
-def _same_operations(problem: SearchProblem, one: Choice, other: Choice) -> bool:
-    """Whether two choices need the same moves, so that an order holds for both."""
-    return needs(problem, one) == needs(problem, other)
+def _names_operations(problem: SearchProblem, choice: Choice, order: Sequence[Slot]) -> bool:
+    """Whether a choice needs all moves that an order names: calls that come to share what they hold have one
+    together."""
+    needed = {MOVE + name for name in problem_calls(problem)} & operations(problem, choice).keys()
+    return all(slot.what in needed for slot in order if slot.what.startswith(MOVE))
+
+
+def _wish(option: Option) -> tuple[float, bool]:
+    """Smaller for what is rather had, where the step takes equally long."""
+    return option.duration, not option.keeps
+
+
+def _replaces(option: Option, now: Option) -> bool:
+    """Whether the order of a plan stays good with another option of a call: its moves come when they did, or
+    no more than once a step."""
+    return layout_of(option.layout) == layout_of(now.layout) and (option.keeps or not now.keeps)
 
 
 def solved(

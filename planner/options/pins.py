@@ -96,7 +96,7 @@ def _too_many(models: Models, call: Call, replicas: int, most: int) -> str:
     """More replicas than a step has work for."""
     graph = models.graph
     if call.op == "generate":
-        have, need = f"{graph.prompts} prompts a step", f"{replicas} prompts"
+        have, need = f"{graph.prompts} prompt{'s' * (graph.prompts > 1)} a step", f"{replicas} prompts"
     else:
         have = f"{most} samples in each minibatch"
         need = f"{-(-replicas * call.minibatches // graph.samples)} prompts"

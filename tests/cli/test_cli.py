@@ -207,7 +207,29 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "unwritable drawing": ("draw grpo -o none/grpo.svg", "cannot be written"),
     "missing model": ("plan grpo model=./none --devices 1", "models.actor.path"),
     "near model": ("plan grpo model=smollm2-135m", "did you mean smollm2-135m-instruct?"),
-    "no devices": ("plan grpo --devices 0", "devices: found 0"),
+    "no devices": ("plan grpo --devices 0", "devices: found 0; expected from 1"),
+    "no GPUs in a cluster": ("plan grpo --cluster zero.yaml", "found 0, expected a whole number from 1"),
+    "a link that takes bytes back": ("plan grpo --cluster negative.yaml", "it must be more than 0"),
+    "too large a model": (
+        "plan grpo --cluster tiny.yaml --effort low",
+        "No shorter response and no number of such devices would do",
+    ),
+    "too few prompts": (
+        "plan grpo prompts=1 --devices 2 --fix rollout=d2",
+        "rollout has 1 prompt a step, too few for 2 replicas: d1 is the most",
+    ),
+    "nothing fixed": ("plan grpo --fix rollout", "'rollout' fixes nothing; expected a call and its layout"),
+    "fixed twice": ("plan grpo --fix rollout=d1 --fix rollout=d2", "rollout is fixed twice: d1 and d2"),
+    "fixed and given": ("plan grpo --layout d2 --fix rollout=d1", "give layouts or fixed"),
+    "a profile that is none": ("plan grpo --profile mine.yaml", "is not JSON"),
+    "what if nothing": ("plan grpo --what-if gpus", "expected a name and its values, such as gpus=128,256"),
+    "what if nonsense": ("plan grpo --what-if gppus=2", "the graph has no param gppus (gpus, model,"),
+    "what if no devices": ("plan grpo --what-if gpus=0", "expected a number of devices of at least 1"),
+    "what if written": ("plan grpo --what-if gpus=2 -o p.yaml", "it compares plans that are searched"),
+    "what if endless": (
+        "plan grpo --what-if gpus=1,2,3,4,5,6,7,8,9 steps=1,2,3,4,5,6,7,8",
+        "found 72 combinations; expected at most 64",
+    ),
     "layout of an unknown call": ("plan grpo --layout rolout=d1", "did you mean rollout?"),
     "layout too large": ("plan grpo --devices 2 --layout d3", "does not fit"),
     "tensor parallel": ("plan grpo --devices 2 --layout t2", "publishes no tensor plan (tp_plan)"),
@@ -258,6 +280,9 @@ def test_refusals(capsys: pytest.CaptureFixture[str], case: str, launched: Launc
     Path("mine.yaml").write_text(grpo.read_text())
     Path("async.yaml").write_text(grpo.read_text().replace("max_staleness: 0", "max_staleness: 1"))
     Path("cluster.yaml").write_text("nodes:\n  - {name: a, devices: 2}\n")
+    Path("zero.yaml").write_text("nodes:\n  - {name: a, devices: 0, kind: h100}\n")
+    Path("negative.yaml").write_text("nodes:\n  - {name: a, devices: 8, kind: h100, between: -1 GB/s}\n")
+    Path("tiny.yaml").write_text("nodes:\n  - {name: a, devices: 2, memory: 5 MiB}\n")
     ok(capsys, "plan", "grpo", "--devices", "1", "--layout", "d1", "-o", "plan.yaml")
     Path("gpuu.yaml").write_text(re.sub(r"kind: \w+", "kind: gpuu", Path("plan.yaml").read_text()))
     command, message = REFUSALS[case]
