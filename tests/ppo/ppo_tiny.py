@@ -58,7 +58,7 @@ def ppo_graph(folder: Path, *overrides: str, optimizer: Mapping[str, Any] | None
 
 def execute(graph: Graph, run_dir: Path, devices: int, **layouts: str) -> Path:
     """Plan and run; `layouts` names calls."""
-    run(plan(graph, devices=devices, layouts=layouts or None), run_dir=run_dir, quiet=True)
+    run(plan(graph, devices=devices, layouts=layouts or f"d{devices}"), run_dir=run_dir, quiet=True)
     return run_dir
 
 

@@ -45,7 +45,9 @@ def test_its_graph_is_right(tmp_path: Path) -> None:
 def test_a_judge_learns_and_is_a_reward_model(tmp_path: Path) -> None:
     """From labelled answers to a sequence classifier that scores right ones above wrong ones."""
     result = run(
-        plan(judge(tmp_path, "steps=40", "lr=3e-3"), devices=1, layouts="d1"), run_dir=tmp_path / "run", quiet=True
+        plan(judge(tmp_path, "steps=40", "lr=3e-3"), devices=1, layouts="d1"),
+        run_dir=tmp_path / "run",
+        quiet=True,
     )
     accuracy = [step["judge/accuracy"] for step in result.metrics]
     assert sum(accuracy[-5:]) / 5 > 0.9 > sum(accuracy[:5]) / 5

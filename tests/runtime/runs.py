@@ -156,7 +156,7 @@ def execute(
     graph: Path, run_dir: Path, devices: int, overrides: tuple[str, ...] = (), **layouts: str
 ) -> RunResult:
     """Plan and run; `layouts` names calls."""
-    made = plan(load_graph(graph, overrides), devices=devices, layouts=layouts or None)
+    made = plan(load_graph(graph, overrides), devices=devices, layouts=layouts or f"d{devices}")
     return run(made, run_dir=run_dir, quiet=True)
 
 
