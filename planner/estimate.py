@@ -207,8 +207,9 @@ def differences(plan: Plan, anew: Plan) -> list[str]:
     ]
     source = f", with {' and '.join(others)}" if others else ""
     return [
-        f"Seconds are estimated anew{source}: {anew.step_seconds:.4g} s a step, and {plan.step_seconds:.4g} s "
-        f"in the file{also}. What was proven of the plan in the file does not hold for this one."
+        f"Seconds are estimated anew{source}: {anew.step_seconds:.4g} s a step, and "
+        f"{plan.step_seconds:.4g} s in the file{also}. What was proven of the plan in the file does not hold "
+        "for this one."
     ]
 
 

@@ -77,8 +77,8 @@ def run_explain(args: argparse.Namespace) -> None:
         render_reallocs(plan)
         return
     cards = known_cards(plan)
-    plan = _as_it_is(plan, cards)
     decoders = api.known_decoders(plan.graph)
+    plan = _as_it_is(plan, cards, decoders)
     plan, found = _estimated(plan, decoders, args.profile)
     path, hints = ([], []) if found is None else (path_words(found), advice(found, decoders))
     render_plan(plan, cards=cards, path=path, advice=hints)
@@ -114,14 +114,17 @@ def _is_here(plan: Plan) -> bool:
     return [node.name for node in plan.cluster.nodes] == ["local"]
 
 
-def _as_it_is(plan: Plan, cards: Mapping[str, Card]) -> Plan:
-    """A plan with the bytes of its calls as they are: a person may have changed them in the file."""
+def _as_it_is(plan: Plan, cards: Mapping[str, Card], decoders: Mapping[str, Decoder]) -> Plan:
+    """A plan with the bytes of its calls as they are: a person may have changed them in the file. A model
+    that has no card in the plan either was planned from its config."""
     if len(cards) == len(plan.graph.models):
         return _with_moves(_with_memory(plan, cards), cards)
-    unknown = " and ".join(name for name in plan.graph.models if name not in cards)
+    unknown = [name for name in plan.graph.models if name not in cards]
+    if all(name in decoders and name not in plan.cards for name in unknown):
+        return _with_memory(plan, cards, decoders)
     note = (
-        f"Bytes are those of the file, and not checked: the card of {unknown} is not on this machine, or not "
-        "named under cards."
+        f"Bytes are those of the file, and not checked: the card of {' and '.join(unknown)} is not on this "
+        "machine, or is another one now."
     )
     return replace(plan, notes=(*plan.notes, note))
 
@@ -144,11 +147,13 @@ def _ends(move: ReallocPlan) -> tuple[str, str, str]:
     return move.model, move.destination, move.follower
 
 
-def _with_memory(plan: Plan, cards: Mapping[str, Card]) -> Plan:
+def _with_memory(
+    plan: Plan, cards: Mapping[str, Card], decoders: Mapping[str, Decoder] | None = None
+) -> Plan:
     """With the memory of its ranks."""
     if not plan.memory:
         return plan
-    memory = rank_memory(plan.graph, plan.calls, cards, plan.cluster, Assumptions())
+    memory = rank_memory(plan.graph, plan.calls, cards, plan.cluster, Assumptions(), decoders=decoders)
     anew = with_memory(plan, memory)
     if anew == plan:
         return plan

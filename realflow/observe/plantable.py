@@ -20,7 +20,7 @@ def section(run: RunData) -> str:
     parts = []
     if run.plan:
         plan = run.plan
-        parts = [_drawing(plan.graph), tables(plan)]
+        parts = [_drawing(plan.graph), tables(plan, "Calls and where they ran")]
     if run.graph_text:
         parts.append(
             '<div class="card below"><details><summary>graph.yaml</summary>'
@@ -29,9 +29,9 @@ def section(run: RunData) -> str:
     return "".join(part for part in parts if part)
 
 
-def tables(plan: Plan) -> str:
-    """Calls, memory, reallocations and notes of a plan."""
-    return "".join([_calls(plan), _reallocs(plan), _memory(plan), _notes(plan)])
+def tables(plan: Plan, title: str = "Calls") -> str:
+    """Calls (under a title), memory, reallocations and notes of a plan."""
+    return "".join([_calls(plan, title), _reallocs(plan), _memory(plan), _notes(plan)])
 
 
 def _drawing(graph: Graph) -> str:
@@ -64,7 +64,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return f'<div class="card scroll below"><h3>{escape(title)}</h3><table><tr>{top}</tr>{body}</table></div>'
 
 
-def _calls(plan: Plan) -> str:
+def _calls(plan: Plan, title: str) -> str:
     rows = []
     for call in plan.graph.calls:
         how = plan.calls.get(call.name)
@@ -83,10 +83,12 @@ def _calls(plan: Plan) -> str:
                 how.engine,
                 batch if model else "",
                 " ".join(flag_words(how)),
+                *([] if how.predicted_seconds is None else [f"{how.predicted_seconds:.4g}"]),
             )
         )
     head = ("call", "op", "model", "function", "ranks", "layout", "engine", "at once", "flags")
-    return _table("Calls and where they ran", head, rows)
+    known = any(how.predicted_seconds is not None for how in plan.calls.values())
+    return _table(title, (*head, "predicted s") if known else head, rows)
 
 
 def _reallocs(plan: Plan) -> str:

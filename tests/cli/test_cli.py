@@ -494,7 +494,10 @@ def test_bytes_that_the_layouts_contradict_are_counted_anew(capsys: pytest.Captu
     assert "note: Reallocation: bytes are counted anew; those in the file are of other layouts." in then
     row = next(line for line in first.splitlines() if "train -> rollout" in line)
     assert row in then.splitlines() and "1 B" not in then
-    Path("p.yaml").write_text(re.sub(r"\ncards:\n(  .*\n)+", "\ncards: {}\n", text))
+    hashes = re.search(r"\ncards:\n((  .*\n)+)", text)
+    assert hashes
+    other = re.sub(r"'?\b[0-9a-f]{12,}\b'?", f"'{'0' * 16}'", hashes[1])
+    Path("p.yaml").write_text(text.replace(hashes[1], other))
     bare = " ".join(ok(capsys, "explain", "p.yaml").split())
     assert "Bytes are those of the file, and not checked: the card of actor and ref is not on this" in bare
 
