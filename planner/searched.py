@@ -5,6 +5,7 @@ search_plan(models, cluster, ask, work=Work(), seed=0) -> Plan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,9 +78,11 @@ def search(
     ]
     if problems:
         raise InputError(problems)
-    tighten = [0] * len(cluster.devices)
+    tighten, bound = [0] * len(cluster.devices), math.inf
     for _ in range(ROUNDS):
         built, solution = solved(models, cluster, ask, work or Work(), seed, tighten=tighten)
+        bound = min(bound, solution.bound)  # with less memory it may be above plans that fit
+        solution = replace(solution, bound=bound)
         plan = plan_of(models, cluster, ask, built, solution)
         lacking = _lacking(plan)
         if not lacking:
