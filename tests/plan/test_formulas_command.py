@@ -100,7 +100,7 @@ def test_numbers_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text = told(capsys, path, "--formulas")
     assert "actor and ref: llama, 30 layers, 134,515,008 parameters" in text
     assert "rollout (generate, d2t2p1), layers 0 to 29: decoding" in text
-    assert "train (train, d2t1p2), layers 0 to 18" in text and "forward and recompute" in text
+    assert "train (train, d2t1p2), layers 19 to 29" in text and "forward and recompute" in text
     assert "gradients and new weights, once a minibatch" in text
 
 
