@@ -9,7 +9,7 @@ micro-batches may be; on top is a margin for what allocators lose between pieces
 
 What is offloaded goes to host memory, which for a CPU rank is the memory that it has anyway: there
 it is counted, as a cause of its own. What is freed is gone after its first use, before which it is
-there as it was loaded.
+in host memory, too.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Step:
         for model, held, after in self._away[rank]:
             part, used = self._parts.of(model, held), (model, held) in moment.used
             unused = after == "free" and moment.position < self._first_use(model, held, rank)
-            sides = [(part.weight_bytes, after == "keep" or unused or used)]
+            sides = [(part.weight_bytes, after == "keep" or used)]
             average = self._graph.models[model].average
             if average:  # of a follower: moves need it, calls do not
                 wide = part.stored * ITEMSIZE[average]
@@ -222,7 +222,7 @@ class Step:
             for size, here in sides:
                 if here:
                     sizes["weights"] += size
-                elif after == "offload" and kind == HOST:
+                elif (after == "offload" or unused) and kind == HOST:
                     sizes["offloaded"] += size
         return sizes
 

@@ -84,8 +84,10 @@ class Hosts:
             if call.model is not None and rank in plan.calls[call.name].ranks:
                 self._load(call, call.model)
                 host = self._parts[call.model, self._holding(call)]
-                if host.after == "offload":  # what is freed is needed once, before anything moves
+                if host.after == "offload":
                     host.put_away()
+                elif host.after == "free":  # it is needed once, before anything moves
+                    host.residence.offload()
 
     def _load(self, call: Call, name: str) -> None:
         spec, where, path = self._plan.graph.models[name], self._plan.calls[call.name], self._path(name)

@@ -255,17 +255,25 @@ def test_what_is_freed_is_gone_on_any_device() -> None:
     assert away["weights"] == 2 * weights and "offloaded" not in away, "the worst moment is training"
 
 
-def test_what_is_freed_is_there_until_its_first_use() -> None:
+def test_what_is_freed_is_in_host_memory_until_its_first_use() -> None:
     """The critic's values come after the rollout, in the first step as in all."""
-    ppo = load_graph(find_graph("ppo"), ["prompts=2", "max_new_tokens=2"])
-    layouts = ["d1@0", "values=d1@1:free", "rollout=d1@1"]
-    freed, kept = (
-        plan_of(WIDE, 2, *(text.replace(":free", flag) for text in layouts), graph=ppo).memory[1]["weights"]
-        for flag in (":free", "")
+    ppo = load_graph(find_graph("ppo"), ["prompts=64", "max_new_tokens=1000"])
+    layouts = ["d1@0", "values=d1@1:free", "rollout=d1@1:offload"]
+    weights = WIDE.weight_bytes("bfloat16")
+    found = {}
+    for kind in ("cpu", "cuda"):
+        plan = plan_of(WIDE, 2, *layouts, kind=kind, graph=ppo)
+        assert plan.moments[1] == "rollout"
+        found[kind] = plan.memory[1]
+    assert found["cuda"]["weights"] == found["cpu"]["weights"] == weights, "the rollout's alone"
+    assert found["cpu"]["offloaded"] == pytest.approx(weights, rel=1e-3), (
+        "the host's memory is that of a CPU rank"
     )
-    assert freed == kept, "at the rollout both are there"
+    assert "offloaded" not in found["cuda"]
+    kept = plan_of(WIDE, 2, *(text.replace(":free", "") for text in layouts), graph=ppo)
+    assert kept.memory[1]["weights"] == pytest.approx(2 * weights, rel=1e-3)
     alone = plan_of(WIDE, 2, "d1@0", "values=d1@1:free", "train=d1@1:offload", graph=ppo).memory[1]["weights"]
-    assert alone == WIDE.weight_bytes("bfloat16"), "training comes after the values"
+    assert alone == weights, "training comes after the values"
 
 
 def test_equal_holdings_are_counted_once() -> None:

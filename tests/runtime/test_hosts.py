@@ -132,9 +132,10 @@ def test_freed_weights_are_there_for_the_first_use_alone(graph: Graph) -> None:
     )
     found = hosts(plan)
     part = found.part("actor", Holding(0, 1, 0, 2))
-    assert part.model.flat.storage.any(), "loaded: nothing has moved yet"
+    assert part.residence.where == "away", "loaded, and in host memory until then"
+    assert part.model.flat.storage.untyped_storage().nbytes() == 0
     with found.using(graph.call("rollout")):
-        pass
+        assert part.model.flat.storage.any(), "nothing has moved yet"
     assert part.residence.where == "freed"
     assert part.model.flat.storage.untyped_storage().nbytes() == 0
 
