@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from realflow.errors import InputError, RunError
 from realflow.observe.progress import Progress
-from realflow.runtime.bootstrap import RENDEZVOUS, start_master
+from realflow.runtime.bootstrap import RENDEZVOUS, how_it_ended, start_master
 from realflow.runtime.directory import RENDEZVOUS_FILE, remove_partial
 
 PARTING_SECONDS = 5.0
@@ -98,12 +98,7 @@ class Job:
 
     def _master_died(self) -> str:
         assert self._master is not None
-        code = self._master.wait()
-        how = (
-            f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            if code < 0
-            else f"ended with code {code}"
-        )
+        how = how_it_ended(self._master.wait())
         return f"the master {how} during {self._doing}; the workers were told to leave"
 
     def _unexplained(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -124,8 +125,15 @@ def start_master(run_dir: Path, *, events: bool, start_step: int = 0, **popen: A
         process.wait()
         raise InputError(json.loads(line.removeprefix(REFUSED)))
     if not line:
-        raise RunError(f"the master ended with code {process.wait()} before it listened")
+        raise RunError(f"the master {how_it_ended(process.wait())} during start-up, before it listened")
     return MasterProcess(process, Rendezvous.from_json(line), told)
+
+
+def how_it_ended(code: int) -> str:
+    """A process's return code in words: `was killed by signal 9 (SIGKILL)`, `ended with code 3`."""
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with code {code}"
 
 
 class Mpi:
