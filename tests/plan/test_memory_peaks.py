@@ -125,7 +125,7 @@ CASES: Mapping[str, tuple[Any, ...]] = {
     "gemma3": ("gemma3", "bfloat16", [300] * 4),
     "starcoder2, layer norms": ("starcoder2", "bfloat16", [300] * 4),
     "granite": ("granite", "bfloat16", [300] * 4),
-    "scores in memory": ("llama", "bfloat16", [100] * 8),
+    "scores in memory": ("llama", "bfloat16", [220] * 6),
     "padded": ("llama", "bfloat16", [100, 90, 80, 30, 20]),
     "long and short": ("llama", "bfloat16", [600, 500, 270, 30, 20]),
     "recompute": ("llama", "bfloat16", [300] * 4, "lm", True),
