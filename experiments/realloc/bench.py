@@ -63,6 +63,8 @@ def measure(pair: Pair, rank: int, runs: Runs, buckets: Buckets, folder: Path, q
     bound = time.perf_counter() - started
     wipe(write)
     timed(ours.run)
+    shared = torch.tensor(ours.shared_bytes)
+    dist.all_reduce(shared)
     assert right(write, pair.dst), f"{OURS} left wrong weights on rank {rank}"
     held = sums(write)
     both = (pair.src, pair.dst, rank, read, write)
@@ -85,7 +87,12 @@ def measure(pair: Pair, rank: int, runs: Runs, buckets: Buckets, folder: Path, q
     ceiling = rivals.PackedSend(schedule, rank, write)
     timed(ceiling.run)
     seconds[CEILING] = beside(ours.run, ceiling, runs.rounds)
-    return {"schedule": schedule, "bind_seconds": bound, "seconds": seconds}
+    return {
+        "schedule": schedule,
+        "shared_bytes": int(shared),
+        "bind_seconds": bound,
+        "seconds": seconds,
+    }
 
 
 def wipe(held: Held) -> None:
@@ -126,6 +133,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     others = {name: pair for name, pair in seconds.items() if name != CEILING}
     return {
         "moved_bytes": schedule.bytes,
+        "shared_bytes": found["shared_bytes"],
         "lower_bound_bytes": schedule.lower_bound_bytes,
         "busiest_sender_bytes": max(schedule.sent_bytes.values(), default=0),
         "bind_seconds": round(found["bind_seconds"], 4),
@@ -171,9 +179,12 @@ def serve(rank: int, world: int, folder: str, model: str, runs: Runs, chosen: ar
             report(f"{model} on {world} ranks, {pair.name}:", results[pair.name])
     dist.barrier()
     if rank == 0 and not chosen.no_record:
-        path = Path(__file__).parent / "results" / f"{model}-{world}.json"
-        settings = {"model": model, "ranks": world, "rounds": runs.rounds, "rival_rounds": runs.rival_rounds}
-        record(path, {**settings, "bucket_bytes": buckets.slot_bytes * 2, "pairs": results})
+        name = f"{model}-{world}{'-sockets' * chosen.sockets}.json"
+        path = Path(__file__).parent / "results" / name
+        transport = "sockets" if chosen.sockets else "shared memory"
+        settings = {"transport": transport, "model": model, "ranks": world}
+        often = {"rounds": runs.rounds, "rival_rounds": 0 if chosen.quick else runs.rival_rounds}
+        record(path, {**settings, **often, "bucket_bytes": buckets.slot_bytes * 2, "pairs": results})
     dist.destroy_process_group()
     if not all(holds for result in results.values() for holds in result["claims"].values()):
         sys.exit(FAILED)
