@@ -17,6 +17,8 @@ from realflow.errors import RunError
 from realflow.realloc.bound import Bound
 from realflow.realloc.messages import Message
 
+Works = list[tuple[int, dist.Work | None]]
+"""Messages under way, each with the other rank."""
 PASSED_ON = 3
 """How often a verdict is passed on: from partner to partner, to the partner's partners, and once more.
 Ranks further away, of which there are few, lose a peer that raises."""
@@ -64,7 +66,7 @@ def _digests(bound: Bound, messages: Iterable[Message]) -> dict[int, int]:
 def swapped(bound: Bound, mine: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Give each partner a tensor and get its own. All follow one order, as NCCL needs (see `_Exchange`)."""
     theirs = {peer: torch.empty_like(tensor) for peer, tensor in mine.items()}
-    works: list[tuple[int, dist.Work | None]] = []
+    works: Works = []
     for pair in sorted(_pair(bound.rank, peer) for peer in mine):
         for source in pair:
             peer = pair[0] if pair[1] == bound.rank else pair[1]
@@ -72,16 +74,20 @@ def swapped(bound: Bound, mine: Mapping[int, torch.Tensor]) -> dict[int, torch.T
                 works.append((peer, dist.isend(mine[peer], peer, group=bound.group)))
             else:
                 works.append((peer, dist.irecv(theirs[peer], peer, group=bound.group)))
+    finish(bound, works, "before anything moved")
+    return theirs
+
+
+def finish(bound: Bound, works: Works, when: str) -> None:
+    """Wait for messages. Raises RunError that says which peer was lost, and when."""
     for peer, work in works:
         assert work is not None, "this rank is outside the process group"
         try:
             work.wait()
         except RuntimeError as error:
             raise RunError(
-                f"realloc: rank {bound.rank} lost rank {peer} before anything moved; see the error of that "
-                f"rank: {error}"
+                f"realloc: rank {bound.rank} lost rank {peer} {when}; see the error of that rank: {error}"
             ) from error
-    return theirs
 
 
 def _tensor(bound: Bound, values: Iterable[int]) -> torch.Tensor:

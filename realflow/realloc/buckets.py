@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import os
 
 import torch
 
-from realflow.errors import InputError
+from realflow.errors import InputError, RunError
 from realflow.realloc.messages import ALONE_BYTES, BUCKET_BYTES
 from realflow.realloc.shared import NOWHERE, Home, Segment, attach, machine_of
 
@@ -40,8 +41,12 @@ class Buckets:
         self._others: dict[int, tuple[Home, torch.Tensor]] = {}
 
     def slots(self, side: str, size: int) -> list[torch.Tensor]:
-        """Two uint8 buffers of at least `size` bytes (at most `slot_bytes`)."""
+        """Two uint8 buffers of at least `size` bytes (at most `slot_bytes`).
+
+        Raises RunError in a child of the process that shares them: it would write to its parent's.
+        """
         assert size <= self.slot_bytes, (size, self.slot_bytes)
+        self._refuse_a_child()
         held = self._slots[side]
         if not held or held[0].numel() < size:
             self._slots[side] = []  # let go of the old ones before the new ones are made
@@ -50,7 +55,9 @@ class Buckets:
         return self._slots[side]
 
     def home(self) -> Home:
-        """Share the bucket to send from, if it is to be, and say where. Raises OSError where that fails."""
+        """Share the bucket to send from, if it is to be, and say where. Raises OSError where that fails, and
+        RunError as `slots` does."""
+        self._refuse_a_child()
         if not self.shared or (machine := machine_of(self.device)) == NOWHERE:
             return Home()
         if self._segment is None:
@@ -74,6 +81,13 @@ class Buckets:
     def _stride(self) -> int:
         """From one shared slot to the next: whole pages, of which only those written to exist."""
         return -(-self.slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def _refuse_a_child(self) -> None:
+        if self._segment is not None and self._segment.home.process != os.getpid():
+            raise RunError(
+                f"realloc: process {os.getpid()} has the buckets of process {self._segment.home.process}, of "
+                "which it is a fork, and which may be in use there; make new Buckets after a fork"
+            )
 
     def _slot(self, side: str, size: int, index: int) -> torch.Tensor:
         if side == "send" and self._segment is not None:

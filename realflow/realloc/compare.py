@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from realflow.errors import InputError, RunError
 from realflow.layout import Box, box_size
+from realflow.realloc.agree import Works, finish
 from realflow.realloc.bound import Bound
 from realflow.realloc.messages import within
 from realflow.realloc.pack import checksums, move
@@ -99,18 +100,16 @@ def _exchanged(bound: Bound, sums: dict[tuple[int, int], list[int]]) -> dict[tup
     """The checksums at the sources of what this rank received."""
     device = bound.buckets.device  # a group of NCCL carries nothing from the CPU
     theirs: dict[tuple[int, int], torch.Tensor] = {}
-    works: list[dist.Work | None] = []
+    works: Works = []
     mine: list[torch.Tensor] = []  # kept until all is sent
     for pair in sorted(sums):
         if pair[0] == bound.rank:
             mine.append(torch.tensor(sums[pair], dtype=torch.int64, device=device))
-            works.append(dist.isend(mine[-1], pair[1], group=bound.group))
+            works.append((pair[1], dist.isend(mine[-1], pair[1], group=bound.group)))
         else:
             theirs[pair] = torch.empty(len(sums[pair]), dtype=torch.int64, device=device)
-            works.append(dist.irecv(theirs[pair], pair[0], group=bound.group))
-    for work in works:
-        assert work is not None, "this rank is outside the process group"
-        work.wait()
+            works.append((pair[0], dist.irecv(theirs[pair], pair[0], group=bound.group)))
+    finish(bound, works, "while checksums were compared")
     return {pair: values.tolist() for pair, values in theirs.items()}
 
 

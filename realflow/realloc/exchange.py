@@ -7,7 +7,8 @@ memory travels without them.
 Ranks that share memory (`neighbours`) send no bytes: a receiver unpacks what it gets from the half that
 the sender has packed. They tell one another so in two small messages of their group, "packed" and
 "unpacked", which also order the two sides' accesses, end when a peer is lost and last as long as
-any other message may.
+any other message may. Both say which message of which run they are about, so that one left over from a
+run that failed is not taken for another.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ IN_FLIGHT = 16
 """Messages of a rank that may be under way. Two that it sends and two that it receives are in slots."""
 PACKED, UNPACKED = 0, 1
 """Tags of the messages about memory that is shared: of any other message, and of the answer."""
+FIRST = 3
+"""Where such a message has the first byte of the memory."""
+UNHEARD = -1
+"""What such a message has been filled with before it comes."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,15 @@ class _End:
 class _Flight:
     """A message under way: the slot that it has here, what travels, and what is waited for.
 
-    What travels is the message; of one in shared memory its first byte there, int64 [1].
+    What travels is the message; of one in shared memory its place there (see `_Exchange._place`). The
+    sender of such a one awaits the same numbers as an answer.
     """
 
     end: _End
     slot: torch.Tensor | None
     travels: torch.Tensor
     works: list[dist.Work]
+    answer: torch.Tensor | None = None
 
 
 class Reallocation:
@@ -108,6 +115,8 @@ class Reallocation:
         self._copies = list(bound.copy_batches())
         self._received: Received = {}
         self._neighbours: dict[int, torch.Tensor] | None = None  # known from the first run on
+        self._runs = 0
+        self._whole = True  # until a run fails
         self.sent_bytes = sum(end.message.bytes for end in self._ends if end.sends)
         self.received_bytes = sum(end.message.bytes for end in self._ends if not end.sends)
         self.copied_bytes = sum(part.bytes_of(copy) for copy in part.copies if copy.source == rank)
@@ -117,16 +126,21 @@ class Reallocation:
         """Move the weights; all ranks of the schedule call it together.
 
         `record` keeps checksums of what arrives, which `verify` needs where the destination is an
-        average. Raises RunError where a peer is lost or has another schedule.
+        average. Raises RunError where a peer is lost, has another schedule or is in another run, and after
+        a run that failed: what that one left under way nobody can tell from what a new one sends.
         """
         started = time.perf_counter()
+        self._refuse_if_broken()
+        self._whole = False
+        self._runs += 1
         if self._neighbours is None:
             found = [end.message for end in self._ends]
             agree(self._bound, found)
             self._neighbours = neighbours(self._bound, found)
         self._received = {}
         received = self._received if record else None
-        _Exchange(self._bound, self._ends, self._copies, self._neighbours, received).run()
+        _Exchange(self._bound, self._ends, self._copies, self._neighbours, self._runs, received).run()
+        self._whole = True
         seconds = time.perf_counter() - started
         return Moved(self.sent_bytes, self.received_bytes, self.copied_bytes, seconds, self.shared_bytes)
 
@@ -144,7 +158,15 @@ class Reallocation:
         same on all ranks. Returns how many pieces this rank has checked as a destination; raises
         RunError naming parameter and ranks where the bytes differ.
         """
+        self._refuse_if_broken()
         return checked(self._bound, share, seed, self._received)
+
+    def _refuse_if_broken(self) -> None:
+        if not self._whole:
+            raise RunError(
+                f"realloc: run {self._runs} of this reallocation failed on rank {self._bound.rank}, and its "
+                "messages may still be under way; start the ranks and their process group anew"
+            )
 
 
 def execute(
@@ -189,6 +211,11 @@ def _wait(work: dist.Work, message: Message) -> None:
         ) from error
 
 
+def _numbers(order: tuple[int, ...]) -> str:
+    run, hop, turn, first, size = order
+    return f"message {turn} of hop {hop} of run {run}, {size} bytes from byte {first} on"
+
+
 class _Exchange:
     """One run: sends and receives in one common order, as many at once as there is room for.
 
@@ -206,8 +233,10 @@ class _Exchange:
         ends: list[_End],
         copies: list[tuple[Launch, Launch]],
         near: Mapping[int, torch.Tensor],
+        number: int,
         received: Received | None,
     ) -> None:
+        self._number = number
         self._bound, self._near, self._received = bound, near, received
         self._copies = deque(copies)
         self._queue = deque(ends)
@@ -254,14 +283,33 @@ class _Exchange:
         slot = self._free[end.side].pop() if self._in_slot(end) else None
         if end.sends and slot is not None:
             move(end.launch.tensors(), end.launch.table, [slot[: message.bytes]])
-        if shared:
-            travels = torch.tensor([0 if slot is None else slot.storage_offset()])
-        else:
+        answer = None
+        if not shared:
             travels = end.launch.memory() if slot is None else slot[: message.bytes]
+        elif slot is not None:
+            travels = self._place(message, int(slot.storage_offset()))
+            answer = torch.full_like(travels, UNHEARD)
+        else:
+            travels = torch.full_like(self._place(message, 0), UNHEARD)
         works = [self._begin(travels, message, end.sends, PACKED)]
-        if shared and end.sends:
-            works.append(self._begin(torch.zeros_like(travels), message, False, UNPACKED))
-        self._flying[message.order] = _Flight(end, slot, travels, works)
+        if answer is not None:
+            works.append(self._begin(answer, message, False, UNPACKED))
+        self._flying[message.order] = _Flight(end, slot, travels, works, answer)
+
+    def _place(self, message: Message, first: int) -> torch.Tensor:
+        """What is told of a message in shared memory, int64 [5]: run, hop, turn, first byte there, bytes."""
+        return torch.tensor([self._number, message.hop, message.turn, first, message.bytes])
+
+    def _agreed(self, message: Message, told: torch.Tensor, first: int) -> None:
+        """Raises RunError where the other end of a message means another one."""
+        mine = self._place(message, first)
+        if not torch.equal(told, mine):
+            rank, other = self._bound.rank, message.other(self._bound.rank)
+            raise RunError(
+                f"realloc: rank {rank} expected word from rank {other} of {_numbers(tuple(mine.tolist()))}, "
+                f"and had it of {_numbers(tuple(told.tolist()))}: one of them has left a run or its "
+                "messages behind; start the ranks and their process group anew"
+            )
 
     def _begin(self, tensor: torch.Tensor, message: Message, sends: bool, tag: int) -> dist.Work:
         """Send a tensor to the other end of a message, or receive it from there."""
@@ -276,6 +324,8 @@ class _Exchange:
         end = flight.end
         for work in flight.works:
             _wait(work, end.message)
+        if flight.answer is not None:
+            self._agreed(end.message, flight.answer, int(flight.travels[FIRST]))
         if not end.sends:
             self._unpack(flight)
             self._awaited -= not end.message.hop
@@ -286,8 +336,10 @@ class _Exchange:
         end, message = flight.end, flight.end.message
         shared, buffer = self._shared(end), flight.travels
         if shared:
-            first = int(flight.travels)
-            buffer = self._near[message.source][first : first + message.bytes]
+            memory, first = self._near[message.source], int(flight.travels[FIRST])
+            self._agreed(message, flight.travels, first)
+            assert 0 <= first <= len(memory) - message.bytes, (first, message.bytes, len(memory))
+            buffer = memory[first : first + message.bytes]
         if self._received is not None:
             self._record(message, buffer)
         if shared or flight.slot is not None:

@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -26,12 +27,13 @@ class Home:
     """Where a rank keeps the memory that it shares, in whole numbers, as it is told to other ranks.
 
     `machine` stands for one kernel and one numbering of processes; it is `NOWHERE` where a rank shares
-    nothing. `inode` and `bytes` tell this memory from what may have taken its place.
+    nothing. `volume`, `inode` and `bytes` tell this memory from what may have taken its place.
     """
 
     machine: int = NOWHERE
     process: int = 0
     descriptor: int = 0
+    volume: int = 0
     inode: int = 0
     bytes: int = 0
 
@@ -65,23 +67,27 @@ class Segment:
         descriptor = os.memfd_create("realflow-bucket")
         weakref.finalize(self, os.close, descriptor)
         os.ftruncate(descriptor, size)
-        self.memory = _mapped(descriptor, size)
-        inode = os.fstat(descriptor).st_ino
-        self.home = Home(machine, os.getpid(), descriptor, inode, size)
+        self.memory = _mapped(descriptor, size, mmap.PROT_READ | mmap.PROT_WRITE)
+        found = os.fstat(descriptor)
+        self.home = Home(machine, os.getpid(), descriptor, found.st_dev, found.st_ino, size)
 
 
 def attach(home: Home) -> torch.Tensor:
-    """The memory of another process, uint8 [bytes]. Raises OSError where it cannot be had."""
-    descriptor = os.open(f"/proc/{home.process}/fd/{home.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    """The memory of another process, uint8 [bytes], to be read alone: writing to it ends this process. Raises
+    OSError where it cannot be had."""
+    descriptor = os.open(f"/proc/{home.process}/fd/{home.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if (found.st_ino, found.st_size) != (home.inode, home.bytes):
+        if (found.st_dev, found.st_ino, found.st_size) != (home.volume, home.inode, home.bytes):
             raise OSError(f"descriptor {home.descriptor} of process {home.process} is another file")
-        return _mapped(descriptor, home.bytes)
+        return _mapped(descriptor, home.bytes, mmap.PROT_READ)
     finally:
         os.close(descriptor)
 
 
-def _mapped(descriptor: int, size: int) -> torch.Tensor:
+def _mapped(descriptor: int, size: int, access: int) -> torch.Tensor:
     """Unmapped when the last tensor on it is gone."""
-    return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+    mapped = mmap.mmap(descriptor, size, prot=access)
+    with warnings.catch_warnings():  # torch has no tensors that cannot be written to, and says so
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(mapped, dtype=torch.uint8)

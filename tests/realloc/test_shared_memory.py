@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planner.memory
+from realflow.errors import RunError
 from realflow.realloc import messages, shared
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.shared import NOWHERE, Home, Segment, attach, machine_of, together
@@ -55,9 +58,10 @@ def test_what_one_writes_the_other_reads() -> None:
     segment.memory[5000:5008] = torch.arange(8, dtype=torch.uint8)
     assert other[5000:5008].tolist() == list(range(8))
     assert other.data_ptr() != segment.memory.data_ptr()
-    for wrong in ({"inode": segment.home.inode + 1}, {"bytes": 4096}):
+    home = segment.home
+    for wrong in ({"inode": home.inode + 1}, {"volume": home.volume + 1}, {"bytes": 4096}):
         with pytest.raises(OSError, match="is another file"):
-            attach(replace(segment.home, **wrong))
+            attach(replace(home, **wrong))
     with pytest.raises(OSError, match="No such file"):
         attach(replace(segment.home, process=2**22 + 1))
 
@@ -101,6 +105,30 @@ def test_the_bucket_to_send_from_is_the_shared_one() -> None:
     assert buckets.home() is buckets.home()
 
 
+def test_a_fork_does_not_write_to_its_parents_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, fresh = Buckets(4096), Buckets(4096)
+    home = used.home()
+    child = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: child)
+    for use in (used.home, lambda: used.slots("send", 8)):
+        with pytest.raises(RunError, match=f"process {child} has the buckets of process {home.process}"):
+            use()
+    assert fresh.home().process == child and len(fresh.slots("send", 8)) == 2
+
+
+def test_what_others_share_is_mapped_to_be_read_alone() -> None:
+    def access() -> list[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return sorted(line.split()[1] for line in lines if "realflow-bucket" in line)
+
+    before = access()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        held = (mine := Segment(4096, 1)), attach(mine.home)
+    found = access()
+    assert len(held) == 2 and sorted([*before, "rw-s", "r--s"]) == found
+
+
 def test_a_partner_is_mapped_once_and_anew_where_it_has_other_memory() -> None:
     mine, one, other = Buckets(4096), Buckets(4096), Buckets(4096)
     found = mine.of(1, one.home())
@@ -131,7 +159,8 @@ def test_plans_count_the_buckets_that_there_are() -> None:
 
 @pytest.mark.timeout(400)
 def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
-    """Killed or stopped in the middle, at either end: the other raises, and nothing stays in /dev/shm."""
+    """Killed or stopped in the middle, at either end, or in another run: the other raises, and nothing stays
+    in /dev/shm."""
     names = sorted(os.listdir("/dev/shm"))
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("lost_ranks.py")), str(tmp_path / "store")],
@@ -144,11 +173,19 @@ def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
         output = process.communicate(timeout=380)[0]
     finally:
         process.kill()
-    for how in ("killed as it packs", "killed as it unpacks", "stopped as it unpacks"):
+    lost = "from rank 0 to rank 1 failed"
+    hows = dict.fromkeys(("killed as it packs", "killed as it unpacks", "stopped as it unpacks"), lost)
+    hows["killed before it verifies"] = "rank 1 lost rank 0 while checksums were compared"
+    hows["in another run"] = "from rank 0 of message 2 of hop 0 of run 2, .* of message 0 of hop 0 of run 3,"
+    hows["in another run, unheeded"] = "nothing"  # the control: see its weights
+    for how, said in hows.items():
         found = tmp_path / f"store.{how}.json"
         assert found.exists(), (how, output)
         result = json.loads(found.read_text())
-        assert "from rank 0 to rank 1 failed" in result["said"], (how, result)
+        assert re.search(said, result["said"]), (how, result)
+        if "in another run" in how:
+            last = [0, 1, 2, 3] if "unheeded" in how else [-1] * 4
+            assert result["weights"] == [0, 1, 2, 3, *last], how
         assert not [name for name in result["shm"] if name not in names and "realflow" in name], result
         if "killed" in how:
             assert result["seconds"] < 60, "it need not wait for its deadline"
