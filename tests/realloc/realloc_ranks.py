@@ -174,7 +174,8 @@ def random_cases(count: int) -> Iterator[Case]:
         if not ranks or max(ranks) >= WORLD:
             continue
         there = transfers(src, dst, nodes, min_split_bytes=16)
-        yield Case("random", src, dst, there, there, 4096, 64, (draw.choice(STYLES), draw.choice(STYLES)))
+        styles = (draw.choice(STYLES), draw.choice(STYLES))
+        yield Case("random", src, dst, there, there, 4096, 64, styles, APART[count % len(APART)])
         count -= 1
 
 
