@@ -12,30 +12,15 @@ from dataclasses import dataclass, replace
 from planner.hardware import catalogue
 from planner.make import check_amounts, check_lengths, length_notes, moves
 from planner.memory import overfull, rank_memory, with_memory
-from planner.options import Ask, Built, Models, TooLarge, build, function_ranks
+from planner.options import Ask, Built, Models, TooLarge, build
 from planner.options.pins import check_pins
 from planner.options.refuse import refuse_call, refuse_together
-from planner.options.ways import layout_of
-from planner.search import (
-    MOVE,
-    Choice,
-    Infeasible,
-    Option,
-    Placed,
-    Slot,
-    Solution,
-    Work,
-    evaluate,
-    misfits,
-    solve,
-)
-from planner.search import Problem as SearchProblem
-from planner.search.evaluate import operations, problem_calls
+from planner.search import MOVE, Infeasible, Slot, Solution, Work, evaluate, solve
 from planner.searchnotes import search_notes
+from planner.settled import call_plans, settled
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Graph
-from realflow.planfile import CallPlan, Cluster, Plan, ReallocPlan, TimelineEntry, check_plan, needed_reallocs
-from realflow.planfile.check import ENGINES_OF, why_not_free
+from realflow.planfile import Cluster, Plan, ReallocPlan, TimelineEntry, check_plan, needed_reallocs
 from realflow.planfile.notes import after_notes, idle_notes
 from realflow.planfile.types import LENGTHS
 
@@ -95,47 +80,6 @@ def search(
     ))  # fmt: skip
 
 
-def _tidied(problem: SearchProblem, solution: Solution) -> Solution:
-    """A plan that takes no longer, in which no call takes longer than it must where it is, and none lets go
-    of weights without need: what is not on the critical path, the search leaves as it happens to be."""
-    best, moved = solution, {*problem.trained(), *problem.follows}
-    for call in problem.calls:
-        placed = best.choice[call.name]
-        now = call.options[placed.option]
-        for index in sorted(range(len(call.options)), key=lambda i: _wish(call.options[i])):
-            option = call.options[index]
-            if _wish(option) >= _wish(now):
-                break
-            if placed.place not in option.places or (call.model in moved and not _replaces(option, now)):
-                continue
-            choice = {**best.choice, call.name: Placed(index, placed.place)}
-            if misfits(problem, choice) or not _names_operations(problem, choice, best.order):
-                continue
-            timeline = evaluate(problem, choice, best.order)
-            if timeline.makespan <= best.makespan:
-                best = replace(best, choice=choice, timeline=timeline, makespan=timeline.makespan)
-                break
-    return best
-
-
-def _names_operations(problem: SearchProblem, choice: Choice, order: Sequence[Slot]) -> bool:
-    """Whether a choice needs all moves that an order names: calls that come to share what they hold have one
-    together."""
-    needed = {MOVE + name for name in problem_calls(problem)} & operations(problem, choice).keys()
-    return all(slot.what in needed for slot in order if slot.what.startswith(MOVE))
-
-
-def _wish(option: Option) -> tuple[float, bool]:
-    """Smaller for what is rather had, where the step takes equally long."""
-    return option.duration, not option.keeps
-
-
-def _replaces(option: Option, now: Option) -> bool:
-    """Whether the order of a plan stays good with another option of a call: its moves come when they did, or
-    no more than once a step."""
-    return layout_of(option.layout) == layout_of(now.layout) and (option.keeps or not now.keeps)
-
-
 def solved(
     models: Models, cluster: Cluster, ask: Ask, work: Work, seed: int = 0, *, tighten: Sequence[int] = ()
 ) -> tuple[Built, Solution]:
@@ -146,9 +90,10 @@ def solved(
     except TooLarge as error:
         raise refuse_call(models, cluster, ask, error) from error
     try:
-        return built, _tidied(built.problem, solve(built.problem, seed=seed, work=work))
+        solution = solve(built.problem, seed=seed, work=work)
     except Infeasible as error:
         raise refuse_together(models, cluster, ask, error) from error
+    return settled(models, cluster, built, solution)
 
 
 def _lacking(plan: Plan) -> dict[int, int]:
@@ -162,10 +107,9 @@ def plan_of(models: Models, cluster: Cluster, ask: Ask, built: Built, solution: 
     bare = Plan(
         graph,
         cluster,
-        _calls(graph, cluster, built, solution),
+        call_plans(graph, cluster, built, solution),
         cards={name: models.cards[name].hash for name in graph.models if name in models.cards},
     )
-    bare = _shared(bare)
     memory = rank_memory(graph, bare.calls, models.usable, cluster, ask.assume, decoders=models.decoders)
     step = max(costs.rates.constant("step").value for costs in built.costs)
     plan = with_memory(
@@ -205,42 +149,6 @@ def in_order(graph: Graph, built: Built, solution: Solution) -> Graph:
         return graph
     place = {entry.what: index for index, entry in enumerate(solution.timeline.entries)}
     return replace(graph, calls=tuple(sorted(graph.calls, key=lambda call: place[call.name])))
-
-
-def _calls(graph: Graph, cluster: Cluster, built: Built, solution: Solution) -> dict[str, CallPlan]:
-    found = {}
-    for call in graph.calls:
-        placed = solution.choice[call.name]
-        way = built.way(call.name, placed.option)
-        ranks = tuple(placed.place)
-        if call.model is None:
-            ranks = tuple(range(function_ranks(graph, call, len(cluster.devices))))
-        option = built.problem.call(call.name).options[placed.option]
-        found[call.name] = CallPlan(
-            ranks,
-            way.layout,
-            ENGINES_OF[call.op][0],
-            micro_batch_tokens=way.micro_batch_tokens,
-            slots=way.slots,
-            after=way.after,
-            schedule=way.schedule,
-            recompute=way.recompute,
-            sequence_parallel=way.sequence_parallel,
-            predicted_seconds=option.seconds * (call.every or 1),
-        )
-    return found
-
-
-def _shared(plan: Plan) -> Plan:
-    """What cannot be freed, because it is what the train call holds, is put away or kept as that is."""
-    calls = dict(plan.calls)
-    for model, train in plan.graph.trained().items():
-        for call in plan.graph.calls:
-            own = calls[call.name]
-            if call.model == model and own.after == "free" and why_not_free(plan, call.name) is not None:
-                away = calls[train.name].after == "offload"
-                calls[call.name] = replace(own, after="offload" if away else "keep")
-    return replace(plan, calls=calls)
 
 
 def _timeline(plan: Plan, solution: Solution) -> tuple[TimelineEntry, ...]:

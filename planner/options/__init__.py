@@ -3,8 +3,20 @@
 build(models, cluster, ask) -> Built(problem, meanings, ...)
 """
 
-from planner.options.build import Ask, Built, Least, Pin, TooLarge, build, function_ranks
+from planner.options.build import Ask, Built, Least, Meaning, Pin, TooLarge, build, function_ranks
 from planner.options.models import Models
 from planner.options.ways import Way, Wishes
 
-__all__ = ["Ask", "Built", "Least", "Models", "Pin", "TooLarge", "Way", "Wishes", "build", "function_ranks"]
+__all__ = [
+    "Ask",
+    "Built",
+    "Least",
+    "Meaning",
+    "Models",
+    "Pin",
+    "TooLarge",
+    "Way",
+    "Wishes",
+    "build",
+    "function_ranks",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from planner.costs import Costs
 from planner.options.ways import FREE, Way, layout_of
@@ -25,9 +26,7 @@ class Moves(Mapping[Key, Move]):
         self._costs, self._devices, self._known = costs, devices, dict[Key, Move]()
         self._sources: dict[str, tuple[str, Mapping[str, None]]] = {}
         self._destinations: dict[str, Mapping[str, None]] = {}
-        self._users = {
-            str(call.model): call.name for call in graph.calls if call.model and call.op != "train"
-        }
+        self._calls = graph.calls
         trained = graph.trained()
         for name, spec in graph.models.items():
             leader = spec.follows.model if spec.follows else name
@@ -57,15 +56,19 @@ class Moves(Mapping[Key, Move]):
                 )
             if destination.endswith(FREE):
                 move = self._known[between]
-                more = self._brought(into, other) if one == other else 0.0
-                self._known[key] = Move(move.inside + more, move.apart)
+                inside = self._brought(into, other) if one == other else move.inside
+                self._known[key] = Move(inside, move.apart)
         return self._known[key]
 
     def _brought(self, model: str, layout: Layout) -> float:
         """Seconds of what stands for a move where a call frees the very weights that the train call puts
-        away: they come from the host, and go back there."""
+        away: they come from the host, and go back there. Those of the call for which it takes least."""
         way = replace(Way(layout), after="offload")
-        return max(costs.offload(self._users[model], way).value for costs in self._costs)
+        users = [call for call in self._calls if call.model == model and call.op != "train"]
+        return min(
+            costs.offload(call.name, way).value / (call.every or 1)
+            for call, costs in product(users, self._costs)
+        )
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, tuple) or len(key) != 3 or key[0] not in self._sources:
