@@ -31,6 +31,12 @@ def search_notes(models: Models, cluster: Cluster, built: Built, solution: Solut
     notes = [
         f"Search: {solution.considered} options (ways of running calls, and places) were considered. {best}"
     ]
+    if built.left_out:
+        notes.append(
+            f"Search: {built.left_out} layouts of calls that fit, too, were left out without proof, because "
+            "others of as many devices are faster by themselves: lower_bound_seconds and gap are those of "
+            "the options that were kept. With --meshes powers none is left out so."
+        )
     notes.append(f"Lengths: {built.lengths.note}.")
     costs = {call.name: built.cost(call.name, solution.choice[call.name].option) for call in graph.calls}
     notes += cost_notes(costs)

@@ -28,8 +28,8 @@ from realflow.layout import Layout
 from realflow.planfile import Cluster
 
 SMALL, LARGE = 32, 256
-"""Devices up to which no layout is left out unless another one is better in everything; beyond which fewer
-layouts of each size are looked at."""
+"""With meshes of any length: devices up to which no layout is left out unless another one is better in
+everything; beyond which fewer layouts of each size are looked at."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ class Built:
     lengths: Lengths
     tried: int
     """Ways of running calls that were costed."""
+    left_out: int
+    """Layouts of calls that fit, for each number of devices, but were left out without proof that no shortest
+    plan needs them."""
 
     def way(self, call: str, option: int) -> Way:
         """How a call runs with an option."""
@@ -123,6 +126,8 @@ class _Builder:
         self.world = len(cluster.devices)
         self.tighten = tighten or [0] * self.world
         self.known: dict[tuple[str, int, Way], float] = {}
+        self.thorough = ask.meshes == "powers" or self.world <= SMALL
+        self.left_out = 0
 
     def built(self) -> Built:
         found = {call.name: self._options(call) for call in self.graph.calls}
@@ -149,7 +154,7 @@ class _Builder:
             overlap=self.graph.max_staleness + 1,
         )
         meanings = {name: tuple(meaning for _, meaning in pairs) for name, pairs in found.items()}
-        return Built(problem, meanings, self.costs, self.lengths, len(self.known))
+        return Built(problem, meanings, self.costs, self.lengths, len(self.known), self.left_out)
 
     # ---- options of a call ---------------------------------------------------------------------------
 
@@ -200,7 +205,8 @@ class _Builder:
                 self.refused.setdefault("; ".join(reasons), layout)
             elif found := self._fitting(call, pool, layout, pin):
                 fitting[layout] = found
-        if self.world > SMALL:
+        every_one = len(fitting)
+        if not self.thorough:
             fitting = self._promising(call, pool, fitting)
         kept = {
             layout: undominated(
@@ -208,11 +214,11 @@ class _Builder:
             )
             for layout, found in fitting.items()
         }
-        if self._is_alone(call):
-            return undominated([one for options in kept.values() for one in options])
-        if self.world <= SMALL:
-            return [one for options in kept.values() for one in options]
-        return best(kept, self._slack(model))
+        if not self.thorough and not self._is_alone(call):
+            kept = best(kept, self._slack(model))
+        self.left_out += every_one - len(kept)
+        options = [one for pairs in kept.values() for one in pairs]
+        return undominated(options) if self._is_alone(call) else options
 
     def _fitting(self, call: GraphCall, pool: int, layout: Layout, pin: Pin) -> list[tuple[Way, CallBytes]]:
         """The ways of a layout that fit into a device, with what they need."""

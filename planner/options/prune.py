@@ -1,4 +1,5 @@
-"""Options that are not worth searching: those that another one is no worse than in everything."""
+"""Options that are not searched: those that another one is no worse than in everything, and on large clusters
+what seldom is worth it."""
 
 from __future__ import annotations
 
@@ -38,11 +39,12 @@ def _costs(option: Option) -> tuple[float, int, int, int]:
     return option.duration, option.static_bytes, option.own_bytes, option.active_bytes
 
 
-def best(sets: Mapping[Layout, Pairs[M]], slack: float) -> Pairs[M]:
+def best(sets: Mapping[Layout, Pairs[M]], slack: float) -> dict[Layout, Pairs[M]]:
     """Of the layouts of one size: the fastest few that are not behind the fastest by more than `slack`
-    seconds, which is what moves of weights may gain, and the leanest."""
+    seconds, which is about what moves of weights may gain, and the leanest. No proof: a plan of others may be
+    shorter."""
     if not sets:
-        return []
+        return {}
     seconds = {layout: min(option.duration for option, _ in pairs) for layout, pairs in sets.items()}
     least = {
         layout: min(option.static_bytes + option.own_bytes + option.active_bytes for option, _ in pairs)
@@ -51,4 +53,4 @@ def best(sets: Mapping[Layout, Pairs[M]], slack: float) -> Pairs[M]:
     ranked = sorted(sets, key=lambda layout: (seconds[layout], least[layout], layout))
     near = [layout for layout in ranked if seconds[layout] <= seconds[ranked[0]] + slack][:MOST]
     leanest = min(ranked, key=lambda layout: (least[layout], seconds[layout], layout))
-    return [pair for layout in dict.fromkeys([*near, leanest]) for pair in sets[layout]]
+    return {layout: sets[layout] for layout in dict.fromkeys([*near, leanest])}

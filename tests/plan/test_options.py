@@ -14,7 +14,7 @@ from planner.costs import Costs
 from planner.decoderparts import option_bytes
 from planner.lengths import read_lengths
 from planner.options import Ask, Built, Pin, TooLarge, Wishes, build
-from planner.options.ways import Way, most_replicas, ways
+from planner.options.ways import Way, layouts, most_replicas, ways
 from planner.rates import make_rates
 from planner.search import Option
 from realflow.graph.types import Follow, Graph
@@ -212,10 +212,25 @@ def test_a_call_that_fits_nowhere_is_named_with_its_leanest_way() -> None:
 
 
 def test_large_clusters_have_few_layouts_of_each_size() -> None:
-    """Else the search would drown; they are the fastest and the leanest."""
-    found = built(shipped("grpo", "prompts=512"), gpus(5), meshes="powers")
+    """Else the search would drown; they are the fastest and the leanest. Those left out are counted; with
+    powers of two none is."""
+    graph, cluster = shipped("grpo", "prompts=128"), gpus(5)
+    few, every = built(graph, cluster), built(graph, cluster, meshes="powers")
+    assert set(sizes(every)) == {1, 2, 4, 8, 16, 32, 40}
+    assert every.left_out == 0 < few.left_out
+    for size, found in sizes(every).items():
+        assert len(sizes(few)[size]) <= 5 and sizes(few)[size] <= found
+        expected = {
+            str(one)
+            for one in layouts(size, 8, most_data=most_replicas(graph, graph.call("train")), most_stages=4)
+        }
+        assert found == expected, "all fit"
+    assert any(len(found) > 5 for found in sizes(every).values()), "a control"
+
+
+def sizes(found: Built) -> dict[int, set[str]]:
+    """Number of devices -> layouts of the train call."""
     by_size: dict[int, set[str]] = {}
     for option in found.problem.call("train").options:
         by_size.setdefault(option.size, set()).add(option.layout)
-    assert set(by_size) == {1, 2, 4, 8, 16, 32, 40}
-    assert all(len(layouts) <= 5 for layouts in by_size.values())
+    return by_size

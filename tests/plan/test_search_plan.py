@@ -151,6 +151,14 @@ def test_notes_say_what_the_numbers_rest_on() -> None:
     assert "kind cuda is taken for h100" in "\n".join(searched(GRPO, mixed).notes)
 
 
+def test_a_note_says_what_was_left_out_without_proof() -> None:
+    """On large clusters with meshes of any length: then the bound is that of the options kept."""
+    told = [note for note in searched(GRPO, gpus(5)).notes if "left out without proof" in note]
+    assert len(told) == 1 and "gap are those of the options that were kept" in told[0]
+    assert int(told[0].split()[1]) > 0
+    assert not any("without proof" in note for note in searched(GRPO, gpus(1, 2)).notes)
+
+
 # ---- what cannot work ------------------------------------------------------------------------------
 
 
