@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ SPEC = OptimizerSpec(lr=1e-2, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
 # Adam moves an element whose gradient is all but zero by the sign of rounding errors, and one such element
 # may be more of its tensor's update than the bound. So float32 models are drawn such that plain Hugging
 # Face in float32 is within 2e-4 of itself in float64 in every update (and within 4e-6 in the gradients of
-# equal weights), for three orders of the samples: with seed 3, else the next that does.
+# equal weights), for three orders of the samples: with seed 3, else the next that does (`choose_seeds.py`).
 # docs/decisions-training.md has what was found.
 SEED = 3
 SEEDS = {
@@ -158,8 +158,9 @@ def micro_batches(step: int, replica: int, dp: int) -> list[Batch]:
 # ---------------------------------------------------------------- the reference
 
 
-def make_model(folder: Path, case: Case) -> None:
+def make_model(folder: Path, case: Case, seed: int | None = None) -> None:
     """8 query heads and 4 key and value heads, so that t from 3 on shares or cuts unevenly."""
+    seed = SEEDS.get(case.model, SEED) if seed is None else seed
     changes: dict[str, Any] = {"num_hidden_layers": case.layers, "num_attention_heads": 8}
     changes |= {"num_key_value_heads": 4, "head_dim": 4}
     if case.family == "gemma3":
@@ -167,7 +168,7 @@ def make_model(folder: Path, case: Case) -> None:
         changes["layer_types"] = [kinds[index % 2] for index in range(case.layers)]
     path = folder / case.model
     if case.head == "lm":
-        tiny_model(path, case.family, case.dtype, tied=case.tied, seed=SEEDS.get(case.model, SEED), **changes)
+        tiny_model(path, case.family, case.dtype, tied=case.tied, seed=seed, **changes)
         return
     config = tiny_config(case.family, tied=case.tied, **changes)
     config.num_labels = 1
@@ -225,7 +226,7 @@ def inferred(model: torch.nn.Module, case: Case, sample: Mapping[str, Any]) -> t
 def reference(folder: Path, case: Case, steps: int) -> dict[str, torch.Tensor]:
     """`steps` steps of plain Hugging Face and torch; one more in float32, for the gradient after `STEPS`.
 
-    `rounding` is how far updates in float32 are from those in float64.
+    `rounding` is how far updates in float32 are from those in float64, `rounding_g0` the first gradients.
     """
     if case.dtype == "float64":
         return train(folder, case, steps, torch.float64)
@@ -233,6 +234,7 @@ def reference(folder: Path, case: Case, steps: int) -> dict[str, torch.Tensor]:
     if case.dtype == "float32":
         truth = train(folder, case, STEPS, torch.float64)
         results["rounding"] = torch.tensor(rounding(results, truth, f"update{STEPS}"))
+        results["rounding_g0"] = torch.tensor(rounding(results, truth, "g0"))
     return results
 
 
@@ -250,8 +252,26 @@ def rounding(run: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor],
     return largest(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-def train(folder: Path, case: Case, steps: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Plain Hugging Face and torch in `dtype`: one rank, one sample at a time."""
+def one_by_one(model: torch.nn.Module, case: Case, step: int) -> torch.Tensor:
+    """The loss of a step's samples, of which the gradients are taken."""
+    rows = [score(model, case, sample).per_token[sample["loss_mask"][1:]] for sample in samples_of(step)]
+    rows = [row for row in rows if len(row)]
+    flat = torch.cat(rows).mean()
+    loss = flat if case.normalise == "token" else torch.stack([row.mean() for row in rows]).mean()
+    loss.backward()
+    return loss.detach()
+
+
+def train(
+    folder: Path,
+    case: Case,
+    steps: int,
+    dtype: torch.dtype,
+    backward: Callable[[torch.nn.Module, Case, int], torch.Tensor] = one_by_one,
+    last: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Plain Hugging Face and torch in `dtype` on one rank. Step `STEPS` is from the weights of the run `last`
+    where one is given."""
     auto = AutoModelForCausalLM if case.head == "lm" else AutoModelForSequenceClassification
     model = auto.from_pretrained(folder / case.model, dtype=dtype)
     if dtype == torch.float64:
@@ -265,15 +285,15 @@ def train(folder: Path, case: Case, steps: int, dtype: torch.dtype) -> dict[str,
     results = {f"w0/{name}": p.detach().clone() for name, p in named.items()}
     results["inferred"] = torch.cat([inferred(model, case, sample) for sample in samples_of(0)])
     for step in range(steps):
-        rows = [score(model, case, sample).per_token[sample["loss_mask"][1:]] for sample in samples_of(step)]
-        rows = [row for row in rows if len(row)]
-        flat = torch.cat(rows).mean()
-        loss = flat if case.normalise == "token" else torch.stack([row.mean() for row in rows]).mean()
+        if step == STEPS and last is not None:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(last[f"w{STEPS}/{name}"])
         optimizer.zero_grad()
-        loss.backward()
+        loss = backward(model, case, step)
         results.update({f"g{step}/{name}": p.grad.clone() for name, p in named.items()})
         norm = torch.nn.utils.clip_grad_norm_(named.values(), SPEC.clip_norm)
-        results[f"loss{step}"], results[f"norm{step}"] = loss.detach(), norm.detach()
+        results[f"loss{step}"], results[f"norm{step}"] = loss, norm.detach()
         for group in optimizer.param_groups:
             group["lr"] = SPEC.lr * min(1.0, (step + 1) / SPEC.warmup_steps)
         optimizer.step()
