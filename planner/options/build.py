@@ -13,6 +13,7 @@ from planner.hardware import node_device
 from planner.lengths import Lengths, read_lengths
 from planner.memory import Assumptions, usable_bytes
 from planner.meshes import Pool, places, pools
+from planner.options.finer import finer
 from planner.options.models import Models
 from planner.options.moves import Moves
 from planner.options.prune import MOST, best, undominated
@@ -229,8 +230,14 @@ class _Builder:
             pin.wishes.flags,
         )
         on_host, room = self.on_host[pool], self.room[pool]
+        listed = ways(self.graph, call, layout, own, every=on_host)
+        if room is not None:
+            longest = self.lengths.longest_prompt + self.lengths.longest_response
+            more = finer(call.op == "generate", listed, own,
+                         lambda way: _whole(self._bytes(call, way, on_host)), room, longest)  # fmt: skip
+            listed = list(dict.fromkeys([*listed, *more]))
         found = []
-        for way in ways(self.graph, call, layout, own, every=on_host):
+        for way in listed:
             needed = self._bytes(call, way, on_host)
             if room is None or needed.weights + needed.own_bytes + needed.active_bytes <= room:
                 found.append((way, needed))

@@ -202,6 +202,31 @@ def test_amounts_that_are_given_are_not_searched() -> None:
             assert (way.slots == 5) if name == "rollout" else (way.micro_batch_tokens == 2048)
 
 
+@pytest.mark.parametrize("memory", [900, 1000, 1100])
+def test_the_most_slots_that_fit_are_an_option(memory: int) -> None:
+    """Where the usual numbers are too many or too few; and powers of two below, where these are too many."""
+    graph, cluster = shipped("grpo", "prompts=4", "samples=16", "max_new_tokens=3000"), gpus(1, 1)
+    decoder, lengths = models(graph).decoders["actor"], read_lengths(graph)
+    found = built(graph, gpus(1, 1, memory=memory << 20))
+    room = found.problem.memory_bytes[0]
+    listed = [found.way("rollout", index) for index in range(len(found.problem.call("rollout").options))]
+    most = max(listed, key=lambda way: way.slots)
+
+    def needs(slots: int) -> int:
+        longest = lengths.longest_prompt, lengths.longest_response
+        way = replace(most, slots=slots)
+        needed = option_bytes(graph, graph.call("rollout"), way, decoder, longest)
+        return needed.weights + needed.own_bytes + needed.active_bytes
+
+    assert most.slots not in (16, 64) and needs(most.slots) <= room < needs(most.slots + 1)
+    assert {1, 2, 4, 8} <= {way.slots for way in listed}
+    usual = built(graph, cluster)
+    assert {usual.way("rollout", i).slots for i in range(len(usual.problem.call("rollout").options))} == {
+        16,
+        64,
+    }, "a control: where there is room, nothing else is looked at"
+
+
 def test_a_call_that_fits_nowhere_is_named_with_its_leanest_way() -> None:
     with pytest.raises(TooLarge) as raised:
         built(GRPO, cpus(2, 770 << 20))

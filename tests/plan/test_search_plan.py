@@ -130,6 +130,29 @@ def test_a_plan_fits_or_there_is_none(memory: int, devices: int) -> None:
     assert not overfull(plan)
 
 
+def test_few_slots_where_more_do_not_fit() -> None:
+    """No number of slots that is given is better than what is found; and 16 would not be found at all."""
+    graph = shipped("grpo", "prompts=4", "samples=16", "max_new_tokens=3000")
+    cluster = gpus(1, 2, memory=860 << 20)
+    plan = searched(graph, cluster)
+    assert not overfull(plan) and plan.step_seconds is not None
+    given = [searched(graph, cluster, wishes=Wishes(slots=slots)).step_seconds for slots in (1, 4)]
+    assert all(plan.step_seconds <= seconds * (1 + 1e-6) for seconds in given if seconds)
+    with pytest.raises(InputError):
+        searched(graph, cluster, "rollout=d1", wishes=Wishes(slots=16))
+
+
+def test_small_micro_batches_where_larger_ones_do_not_fit() -> None:
+    graph = shipped("grpo", "prompts=64", "samples=2", "max_new_tokens=64")
+    graph = replace(graph, data=replace(graph.data, max_length=64))
+    plan = searched(graph, cpus(1, 820 << 20))
+    assert plan.calls["train"].micro_batch_tokens in (256, 512) and not overfull(plan)
+    given = searched(graph, cpus(1, 820 << 20), wishes=Wishes(256)).step_seconds
+    assert given and plan.step_seconds and plan.step_seconds <= given * (1 + 1e-6)
+    with pytest.raises(InputError, match="train does not fit"):
+        searched(graph, cpus(1, 820 << 20), wishes=Wishes(1024))
+
+
 def test_asynchronous_graphs_are_planned_for_throughput() -> None:
     """Rollout and training on devices of their own, side by side: a step takes no longer than a synchronous
     one; the plan is written and read, and a run refuses it."""
