@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from planner.hardware import node_device
 from planner.options.build import Ask, Least, Pin, TooLarge, build
 from planner.options.models import Models
 from planner.search import Infeasible, Work, solve
@@ -16,7 +18,9 @@ from realflow.planfile.flags import FLAGS
 DOUBLINGS = 7
 """How often the devices are doubled at most, to see whether more of them would do."""
 HALVINGS = 4
-"""How often responses, or prompts, are halved."""
+"""How often responses are halved at most."""
+MEMORIES = (1.0625, 1.125, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
+"""Times the memory that devices are tried with."""
 FULL = 8
 """Devices of a full node."""
 TRIED = Work(solver=1.0, rounds=300)
@@ -31,8 +35,9 @@ def refuse_call(models: Models, cluster: Cluster, ask: Ask, error: TooLarge) -> 
         causes[cause] = causes.get(cause, 0) + size
     cause, size = max(causes.items(), key=lambda item: item[1])
     total = sum(causes.values())
+    words = _words(least, models.graph.call(error.call).op == "generate")
     message = (
-        f"{error.call} does not fit into any device, whatever its layout: even {_words(least)} needs "
+        f"{error.call} does not fit into any device, whatever its layout: even {words} needs "
         f"{_gib(total)}, most of it {cause} ({_gib(size)}), and a {least.kind} device has {_gib(least.room)} "
         f"for calls: {_gib(total - least.room)} too few"
     )
@@ -56,19 +61,22 @@ def _where(ask: Ask, call: str) -> str:
     return ask.pins[call].text if call in ask.pins else f"calls.{call}"
 
 
-def _words(least: Least) -> str:
+def _words(least: Least, generates: bool) -> str:
     way = least.way
     words = [word for word, (key, value) in FLAGS.items()
              if getattr(way, key) == value and word not in ("1f1b", "keep")]  # fmt: skip
-    return (
-        f"{way.layout}{':' * bool(words)}{','.join(words)} with {way.micro_batch_tokens} tokens a micro-batch"
+    amount = (
+        f"{way.slots} slot{'s' * (way.slots != 1)}"
+        if generates
+        else f"{way.micro_batch_tokens} tokens a micro-batch"
     )
+    return f"{way.layout}{':' * bool(words)}{','.join(words)} with {amount}"
 
 
 def _change(models: Models, cluster: Cluster, ask: Ask) -> str:
     """The smallest change of each kind that would make it fit, in a sentence."""
     found: list[str] = []
-    for changes in (_unpinned(ask), _fewer_tokens(models), _more_devices(cluster)):
+    for changes in (_unpinned(ask), _fewer_tokens(models), _more_devices(cluster), _more_memory(cluster)):
         for words, change in changes:
             if _fits(change.get("models", models), change.get("cluster", cluster), change.get("ask", ask)):
                 found.append(words)
@@ -77,8 +85,8 @@ def _change(models: Models, cluster: Cluster, ask: Ask) -> str:
             break  # the least that can change
     if not found:
         return (
-            "No shorter response and no number of such devices would do: take a smaller model, or devices "
-            "with more memory."
+            f"No shorter response, no number of such devices and no {MEMORIES[-1]:g} times their memory that "
+            "was tried would do: take a smaller model."
         )
     return f"It would fit with {', or with '.join(found)}."
 
@@ -96,14 +104,18 @@ def _fits(models: object, cluster: object, ask: object) -> bool:
 
 
 def _fewer_tokens(models: Models) -> Iterator[Change]:
-    """Shorter responses."""
+    """Shorter responses: by the param, where that is what gives their length."""
     graph = models.graph
-    most = max((call.sampling.max_new_tokens for call in graph.calls if call.sampling), default=0)
+    drawn = {call.name: call.sampling.max_new_tokens for call in graph.calls if call.sampling}
+    most = max(drawn.values(), default=0)
+    is_param = graph.params.get("max_new_tokens") == most
     for halving in range(1, HALVINGS + 1):
         new = most >> halving
         if new >= 16:
             shorter = replace(models, graph=with_new_tokens(graph, new))
-            yield f"max_new_tokens={new}", {"models": shorter}
+            names = " and ".join(name for name, tokens in drawn.items() if tokens > new)
+            words = f"max_new_tokens={new}" if is_param else f"{new} as the max_new_tokens of {names}"
+            yield words, {"models": shorter}
 
 
 def with_new_tokens(graph: Graph, new: int) -> Graph:
@@ -132,6 +144,36 @@ def _more_devices(cluster: Cluster) -> Iterator[Change]:
         if grows and count > FULL:
             count = -(-count // FULL) * FULL
         yield f"{count} devices like these", {"cluster": resized(cluster, count)}
+
+
+def _more_memory(cluster: Cluster) -> Iterator[Change]:
+    """Devices with more memory, of which the largest is named."""
+    sizes = [node_device(node).memory_bytes for node in cluster.nodes]
+    known = [size for size in sizes if size is not None]
+    for times in MEMORIES if known else ():
+        yield (
+            f"{_gib_up(max(known), times)} GiB of memory for each device",
+            {"cluster": enlarged(cluster, times)},
+        )
+
+
+def _gib_up(size: int, times: float) -> str:
+    """So many times a size in GiB: as `enlarged` has it."""
+    return f"{_hundredths(size, times) / 100:.2f}"
+
+
+def _hundredths(size: int, times: float) -> int:
+    return math.ceil(size * times * 100 / 2**30)
+
+
+def enlarged(cluster: Cluster, times: float) -> Cluster:
+    """A cluster whose devices have so many times the memory, in hundredths of GiB."""
+    nodes = []
+    for node in cluster.nodes:
+        size = node_device(node).memory_bytes
+        more = None if size is None else _hundredths(size, times) * 2**30 // 100
+        nodes.append(replace(node, memory_bytes=more))
+    return Cluster(tuple(nodes))
 
 
 def resized(cluster: Cluster, devices: int) -> Cluster:

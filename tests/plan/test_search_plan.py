@@ -204,8 +204,28 @@ def test_a_model_that_is_too_large() -> None:
 
 
 def test_a_model_that_no_number_of_devices_holds() -> None:
+    """More memory for each device is what is left; and then it does fit."""
     told = refusal(GRPO, cpus(1, 601 << 20))
-    assert "No shorter response and no number of such devices would do" in told
+    assert "devices like these" not in told and "max_new_tokens" not in told
+    size = float(told.partition(" GiB of memory for each device")[0].rpartition(" ")[2])
+    assert not overfull(searched(GRPO, cpus(1, int(size * 2**30))))
+    assert "with 1 slot " in told and "tokens a micro-batch" not in told
+    assert "take a smaller model" in refusal(GRPO, cpus(1, 64 << 20))
+
+
+def test_shorter_responses_are_proposed_by_the_name_that_the_graph_has() -> None:
+    """The param, where it is one; else the call's own number."""
+    graph = shipped("grpo", "prompts=64", "samples=2", "max_new_tokens=64")
+    graph = replace(graph, data=replace(graph.data, max_length=64))
+
+    def told(graph: Graph) -> str:
+        with pytest.raises(InputError) as raised:
+            searched(graph, cpus(1, 820 << 20), wishes=Wishes(1024))
+        return str(raised.value)
+
+    assert "It would fit with max_new_tokens=16, or with " in told(graph)
+    params = {"response": 64, **{key: v for key, v in graph.params.items() if key != "max_new_tokens"}}
+    assert "It would fit with 16 as the max_new_tokens of rollout, or" in told(replace(graph, params=params))
 
 
 @pytest.mark.parametrize(
