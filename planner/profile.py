@@ -78,26 +78,34 @@ class Table:
     def _lines(self) -> dict[float, list[tuple[float, float]]]:
         """For each value of the second axis (0 where there is one axis), (place, seconds) along the first.
 
-        All have the same places: those that a row lacks, such as passes shorter than their sequences, get
-        the row before's seconds and, for each unit of the first axis, what the nearest measured place of
-        the row has more.
+        All have the same places. Those that the first row lacks (a profile that was short of time leaves
+        points out) are read off its line, and beyond its ends grow in proportion. Those that another row
+        lacks, such as passes shorter than their sequences, get the row before's seconds and, for each unit
+        of the first axis, what the nearest measured place of the row has more.
         """
         rows: dict[float, dict[float, float]] = {}
         for point in self.points:
             rows.setdefault(point.at[1] if len(point.at) > 1 else 0.0, {})[point.at[0]] = point.seconds
         every = sorted({place for row in rows.values() for place in row})
         found: dict[float, list[tuple[float, float]]] = {}
-        before: dict[float, float] | None = None
+        before: dict[float, float] = {}
         for name in sorted(rows):
-            row = rows[name]
-            for place in every if before is not None else ():
-                if place not in row:
-                    assert before is not None
-                    near = min(rows[name], key=lambda known: (abs(known - place), known))
-                    row = {**row, place: before[place] + (rows[name][near] - before[near]) * place / near}
+            measured = rows[name]
+            row = dict(measured)
+            for place in every:
+                if place not in row and before:
+                    near = min(measured, key=lambda known: (abs(known - place), known))
+                    more = measured[near] - before[near]
+                    # Less than in the row before can only be noise: in proportion, so that it stays above 0.
+                    row[place] = (
+                        before[place] + more * place / near
+                        if more > 0
+                        else before[place] * measured[near] / before[near]
+                    )
+                elif place not in row:
+                    row[place] = _along(sorted(measured.items()), place)
             found[name] = sorted(row.items())
-            if before is None or len(row) == len(every):
-                before = row
+            before = row
         return found
 
 
@@ -235,6 +243,12 @@ def _wrong(path: Path | str, where: str, message: str) -> InputError:
 
 def _clamped(place: float, line: list[tuple[float, float]]) -> float:
     return min(max(place, line[0][0]), line[-1][0])
+
+
+def _along(line: list[tuple[float, float]], place: float) -> float:
+    """Seconds at a place of a line; beyond its ends in proportion to the place."""
+    end = _clamped(place, line)
+    return _between(line, end) * (place / end if end else 1.0)
 
 
 def _between(line: list[tuple[float, float]], place: float) -> float:

@@ -77,6 +77,19 @@ def test_planes_are_exact_at_the_points_and_between_them(xs, ys, data) -> None:
     assert reading.inside == (min(xs) <= x <= max(xs) and min(ys) <= y <= max(ys))
 
 
+@given(axes, axes, st.data())
+def test_points_that_were_left_out_are_filled_in(xs, ys, data) -> None:
+    """A profile that was short of time has holes anywhere; every place still has seconds above zero."""
+    every = list(itertools.product(xs, ys))
+    kept = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
+    measured = {at: data.draw(seconds) for at in kept}
+    table = plane(measured)
+    for at, value in measured.items():
+        assert table.read(*at).seconds == value
+    for at in every:
+        assert table.read(*at).seconds > 0
+
+
 def test_passes_shorter_than_their_sequences_are_completed() -> None:
     """Seconds of tokens + tokens x length, of which short passes of long sequences cannot be measured."""
 
