@@ -212,7 +212,7 @@ REFUSALS: Mapping[str, tuple[str, str]] = {
     "a link that takes bytes back": ("plan grpo --cluster negative.yaml", "it must be more than 0"),
     "too large a model": (
         "plan grpo --cluster tiny.yaml --effort low",
-        "No shorter response and no number of such devices would do",
+        "no number of such devices and no 8 times their memory that was tried would do: take a smaller model",
     ),
     "too few prompts": (
         "plan grpo prompts=1 --devices 2 --fix rollout=d2",
