@@ -87,3 +87,17 @@ def llama_card(
             **changes,
         }
     )
+
+
+NINE_HEADS = {
+    "model_type": "llama",
+    "hidden_size": 72,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 100,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+"""The config of `llama_card(hidden=72, heads=9, kv_heads=3)`."""

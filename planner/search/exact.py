@@ -9,6 +9,7 @@ from ortools.sat.python import cp_model
 from planner.search.evaluate import evaluate, misfits
 from planner.search.positions import Positions
 from planner.search.problem import Choice, Infeasible, Order, Placed, Problem, Solution
+from planner.search.solver import make_solver
 from planner.search.symmetry import break_symmetry
 from planner.search.times import Times
 
@@ -47,7 +48,7 @@ def shortage(problem: Problem, seed: int = 0, seconds: float = 10.0) -> int:
     space = Positions(problem, model, slack=True)
     break_symmetry(problem, space)
     model.minimize(space.lack)
-    solver = _solver(seed, seconds)
+    solver = make_solver(seed, seconds)
     status = solver.solve(model)
     assert status in (cp_model.OPTIMAL, cp_model.FEASIBLE), solver.status_name(status)
     return max(misfits(problem, space.choice(solver)).values(), default=0)
@@ -64,7 +65,7 @@ def _solve(
     if hint is not None:
         _hint(space, hint.choice)
     model.minimize(times.makespan)
-    solver = _solver(seed, seconds)
+    solver = make_solver(seed, seconds)
     status = solver.solve(model)
     assert status != cp_model.MODEL_INVALID, model.validate()
     if status == cp_model.INFEASIBLE:
@@ -79,12 +80,3 @@ def _hint(space: Positions, choice: Choice) -> None:
     for name, pairs in space.pairs.items():
         for pair, literal in zip(pairs, space.taken[name], strict=True):
             space.model.add_hint(literal, pair == Placed(choice[name].option, choice[name].place))
-
-
-def _solver(seed: int, seconds: float) -> cp_model.CpSolver:
-    """One worker and deterministic time: the same answer on any machine."""
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = seed
-    solver.parameters.max_deterministic_time = seconds
-    return solver

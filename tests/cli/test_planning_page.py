@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from small_cards import llama_card
+from small_cards import NINE_HEADS, llama_card
 
 from planner.hardware import catalogue
 from realflow.cli import build_parser, main
@@ -17,19 +17,6 @@ from realflow.models.card import config_hash, store
 from realflow.planfile import read_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 72,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 100,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-"""Of `llama_card(hidden=72, heads=9, kv_heads=3)`."""
 
 
 def blocks(kind: str) -> list[str]:
@@ -40,7 +27,7 @@ def blocks(kind: str) -> list[str]:
 def cluster(model_cache: Path) -> None:
     """The page's cluster file, and a model that can be cut."""
     folder = model_cache / "models" / "smollm2-135m-instruct"
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(NINE_HEADS))
     store(dataclasses.replace(llama_card(hidden=72, heads=9, kv_heads=3), hash=config_hash(folder)))
     (text,) = blocks("yaml")
     Path("cluster.yaml").write_text(text)

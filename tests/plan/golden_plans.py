@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from small_cards import llama_card
+from small_cards import NINE_HEADS, llama_card
 
 from planner import make_plan, parse_layouts
 from planner.decoder import read_decoder
@@ -22,18 +22,6 @@ from realflow.graph import find_graph, load_graph
 from realflow.planfile import Cluster, Node, Plan, write_plan
 
 CARD = llama_card(hidden=72, heads=9, kv_heads=3)
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 72,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 100,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-"""Of the card."""
 ONE_MACHINE = Cluster((Node("local", 4, "cpu", 4 << 30),))
 TWO_NODES = Cluster(tuple(Node(f"node{i}", 4, "cuda", 80 << 30) for i in range(2)))
 
@@ -51,7 +39,7 @@ def _plan(graph: str, cluster: Cluster, *layouts: str) -> Callable[[], Plan]:
 def _searched(graph: str, cluster: Cluster, *fixed: str, staleness: int = 0) -> Callable[[], Plan]:
     def make() -> Plan:
         loaded = replace(load_graph(find_graph(graph), ["steps=2"]), max_staleness=staleness)
-        decoders = {name: read_decoder(CONFIG, spec.head) for name, spec in loaded.models.items()}
+        decoders = {name: read_decoder(NINE_HEADS, spec.head) for name, spec in loaded.models.items()}
         models = Models(loaded, decoders, dict.fromkeys(loaded.models, CARD))
         pins = parse_pins(dict(text.split("=") for text in fixed), len(cluster.devices))
         return search_plan(models, cluster, Ask(pins=pins), work=Work(solver=2.0, rounds=500))
