@@ -1,4 +1,4 @@
-"""Files that a killed process leaves whole: lines appended in one write, files renamed into place."""
+"""Files that a killed process leaves readable: lines appended in one write, files renamed into place."""
 
 from __future__ import annotations
 
@@ -11,21 +11,37 @@ from typing import Any
 
 from realflow.errors import RunError
 
+_BLOCK = 1 << 16
+"""Bytes read at a time to find the end of the last whole line."""
+
 
 class AppendFile:
     """A file that grows by whole records: each `write` is one `os.write` on an O_APPEND descriptor.
 
-    A process killed between two writes leaves complete records only. A last line without its end,
-    as a crash of the machine can leave it, is ended before anything is appended if `lines`.
+    A process killed between two writes leaves complete records only. A kill within a write of several
+    pages, like a crash of the machine, can cut the last record short: its readers leave it out, and if
+    `lines` it is cut off before anything is appended.
     """
 
     def __init__(self, path: Path, *, lines: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        size = os.fstat(self._fd).st_size
-        if lines and size and os.pread(self._fd, 1, size - 1) != b"\n":
-            self.write(b"\n")
+        if lines:
+            self._drop_cut_line()
+
+    def _drop_cut_line(self) -> None:
+        """Shorten the file to the end of its last whole line."""
+        end = os.fstat(self._fd).st_size
+        while end:
+            start = max(0, end - _BLOCK)
+            found = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, end)
 
     def write(self, record: bytes) -> int:
         """Append one record. Raises RunError where it does not fit; the file then ends as before."""
