@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.place import Axis, Place
-from realflow.profiling.request import Setting
+from realflow.profiling.request import ONCE, Setting
 
 Timed = Callable[[], Mapping[str, float]]
 """Does the work once; name of a part -> its seconds. A name becomes the table's `doing`."""
@@ -21,8 +21,6 @@ SHORTEST = 0.15
 """Seconds that a point may take in any case."""
 TOO_LONG = 8
 """How many times its share of the time a point may take once."""
-ONCE = 1.0
-"""The noise of a point that was measured once: nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def decode_jobs(
     for tokens, length in grids.layers:
 
         def prefill(tokens: int = tokens, length: int = length) -> Timed:
-            layers = trained_layers(subject)
+            layers = trained_layers(subject, tokens)
             model = models.get(subject, layers, SMALL_VOCABULARY, bench.place(setting))
             count = max(1, tokens // length)
             # a prefix and the row of its slot are `length` tokens

@@ -25,7 +25,7 @@ def layer_jobs(
     for tokens, length in grids.layers:
 
         def make(tokens: int = tokens, length: int = length) -> Timed:
-            layers = trained_layers(subject)
+            layers = trained_layers(subject, tokens)
             model = models.get(subject, layers, SMALL_VOCABULARY, bench.place(setting))
             return _layers(model, layers, tokens, length)
 

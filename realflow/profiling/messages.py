@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -14,7 +14,7 @@ from realflow.layout import full_box
 from realflow.models.causal import DTYPES
 from realflow.models.residence import Residence
 from realflow.profiling.bench import Bench, Job, Timed, clock
-from realflow.profiling.request import Grids, Setting, powers
+from realflow.profiling.request import Grids, Setting
 from realflow.realloc.exchange import Reallocation
 from realflow.realloc.pack import Side, move, rows, table
 from realflow.realloc.plan import transfers
@@ -26,22 +26,25 @@ _BATCH = 4
 """Collectives that are timed together."""
 
 
-def message_jobs(bench: Bench, threads: Mapping[int, int], dtype: str, grids: Grids) -> Iterator[Job]:
-    """Seconds of collectives on `dtype` by bytes and ranks; `threads` are those of a run with that many
-    ranks."""
-    for ranks, what, size in product(powers(bench.ranks)[1:], ("all_reduce", "all_gather"), grids.messages):
+def message_jobs(
+    bench: Bench, sizes: Sequence[int], threads: Mapping[int, int], dtype: str, grids: Grids
+) -> Iterator[Job]:
+    """Seconds of collectives on `dtype` by bytes, for groups of these sizes; `threads` are those of a run
+    with that many ranks."""
+    for ranks, what, size in product(sizes, ("all_reduce", "all_gather"), grids.messages):
         make = partial(_collective, bench, what, size, ranks, DTYPES[dtype])
         key: dict[str, str | int] = {"ranks": ranks, "dtype": dtype}
         yield Job(what, key, ("bytes",), (size,), Setting(threads[ranks], ranks), make)
 
 
-def move_jobs(bench: Bench, threads: Mapping[int, int], grids: Grids) -> Iterator[Job]:
-    """Seconds of reduced gradients by bytes and ranks, of messages and of moved weights by bytes."""
-    for ranks, size in product(powers(bench.ranks)[1:], grids.weights):
+def move_jobs(bench: Bench, sizes: Sequence[int], threads: Mapping[int, int], grids: Grids) -> Iterator[Job]:
+    """Seconds of reduced gradients by bytes, for groups of these sizes; with the pairs, also of messages and
+    of moved weights by bytes."""
+    for ranks, size in product(sizes, grids.weights):
         make = partial(_scatter, bench, size, ranks)
         setting = Setting(threads[ranks], ranks)
         yield Job("reduce_scatter", {"ranks": ranks}, ("bytes",), (size,), setting, make)
-    if bench.ranks > 1:
+    if 2 in sizes:
         pair = Setting(threads[2], 2)
         for size in grids.messages:
             yield Job("p2p", {}, ("bytes",), (size,), pair, partial(_ping, bench, size))

@@ -16,9 +16,18 @@ from realflow.models.card import Card
 from realflow.models.card import build as build_card
 from realflow.models.causal import DTYPES, CausalModel, load_model
 from realflow.models.place import Place
-from realflow.profiling.request import SMALL_VOCABULARY, STREAMED_BYTES, TRAINED_BYTES, Subject, smaller
+from realflow.profiling.request import (
+    SMALL_VOCABULARY,
+    STREAMED_BYTES,
+    TRAINED_BYTES,
+    Grids,
+    Subject,
+    smaller,
+)
 
 _SPREAD = 0.02
+_FEWEST, _TOKENS = 2, 1 << 12
+"""Layers of a pass of many tokens, and tokens times layers that are enough."""
 
 
 class Models:
@@ -47,22 +56,19 @@ class Models:
         """Where such a model lies."""
         return self._folder / f"{subject.name}-{layers}-{vocab or 'own'}"
 
-    def write(self, subject: Subject) -> None:
+    def write(self, subject: Subject, grids: Grids) -> None:
         """Write the checkpoints of a subject. One process does so, before any rank reads them."""
-        for layers, vocab in needed(subject):
+        for layers, vocab in needed(subject, grids):
             path = self.path(subject, layers, vocab)
             if not path.is_dir():
                 write_random(path, smaller(subject.config, layers=layers, vocab=vocab), subject.dtype)
 
 
-def needed(subject: Subject) -> tuple[tuple[int, int | None], ...]:
+def needed(subject: Subject, grids: Grids) -> tuple[tuple[int, int | None], ...]:
     """(layers, vocabulary) of the models that are measured."""
-    return (
-        (trained_layers(subject), SMALL_VOCABULARY),
-        (streamed_layers(subject), SMALL_VOCABULARY),
-        (1, SMALL_VOCABULARY),
-        (1, None),
-    )
+    counts = {trained_layers(subject, tokens) for tokens, _ in grids.layers}
+    counts |= {streamed_layers(subject), trained_layers(subject), 1}
+    return (*((layers, SMALL_VOCABULARY) for layers in sorted(counts)), (1, None))
 
 
 def streamed_layers(subject: Subject) -> int:
@@ -71,9 +77,11 @@ def streamed_layers(subject: Subject) -> int:
     return _layers(subject, STREAMED_BYTES, DTYPES[subject.dtype].itemsize)
 
 
-def trained_layers(subject: Subject) -> int:
-    """Layers to be trained together."""
-    return _layers(subject, TRAINED_BYTES, DTYPES[subject.dtype].itemsize + 4)
+def trained_layers(subject: Subject, tokens: int = 1) -> int:
+    """Layers to be trained together by a pass of so many tokens: the more of them, the less it matters what
+    of the weights is in the caches, and the longer it takes."""
+    enough = _layers(subject, TRAINED_BYTES, DTYPES[subject.dtype].itemsize + 4)
+    return min(enough, max(_FEWEST, _TOKENS // tokens))
 
 
 def _layers(subject: Subject, wanted: int, each: int) -> int:

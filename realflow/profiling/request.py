@@ -14,6 +14,8 @@ STREAMED_BYTES = 160 << 20
 TRAINED_BYTES = 100 << 20
 """The same for training: weights, and the float32 buffer of their gradients."""
 SMALL_VOCABULARY = 256
+ONCE = 1.0
+"""The noise of a point that was measured once: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Grids:
     """
 
     layers: Grid = (
-        *((32, 32), (128, 32), (512, 32), (2048, 32)),
-        *((128, 128), (512, 128), (2048, 128)),
-        *((512, 512), (2048, 512)),
+        *((32, 32), (128, 32), (128, 128)),
+        *((512, 32), (512, 128), (512, 512)),
+        *((2048, 32), (2048, 128), (2048, 512)),
     )
     decode: Grid = tuple((slots, context) for context in (64, 512) for slots in (1, 4, 16, 32, 64))
     rows: tuple[int, ...] = (16, 64, 256, 1024)
@@ -79,7 +81,8 @@ class Request:
         """Every circumstance that runs of up to `ranks` ranks meet.
 
         A run of n ranks has cores / n threads in each, at least one; any number of its ranks compute at
-        once. GPUs do not share what is counted here.
+        once. GPUs do not share what is counted here. Those with more threads than cores come last: they
+        take longest, and matter least.
         """
         if self.device != "cpu":
             return tuple(Setting(1, t, t) for t in powers(self.ranks))
@@ -89,7 +92,10 @@ class Request:
             for busy in powers(world)
         }
         cut = {Setting(max(1, self.cores // t), t, t) for t in powers(self.ranks) if t > 1}
-        return tuple(sorted(found | cut, key=lambda one: (one.t, one.busy, -one.threads)))
+        return tuple(sorted(found | cut, key=self._order))
+
+    def _order(self, one: Setting) -> tuple[int, ...]:
+        return one.busy * one.threads > self.cores, one.t, one.busy, -one.threads
 
     def to_json(self) -> str:
         """For the ranks' processes."""

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from realflow.profiling.decoding import decode_jobs, engine_jobs
 from realflow.profiling.layers import end_jobs, layer_jobs
 from realflow.profiling.messages import copy_jobs, message_jobs, move_jobs
 from realflow.profiling.models import Models
-from realflow.profiling.request import Request, powers
+from realflow.profiling.request import Request, Setting, powers
 from realflow.profiling.training import step_jobs, update_jobs
 
 
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     models = Models(folder, device)
     if rank == 0:
         for subject in request.subjects:
-            models.write(subject)
+            models.write(subject, request.grids)
     dist.barrier()
     bench = Bench(rank, request.ranks, device, began + request.seconds, request.repeats)
     bench.make_groups(powers(request.ranks))
@@ -55,20 +55,32 @@ def main(folder: Path) -> None:
 
 
 def jobs(request: Request, bench: Bench, models: Models) -> Iterator[Job]:
-    """All that is measured, in order."""
+    """All that is measured, in order: what takes little time, and what no plan does without, before the
+    ranks that have no core of their own."""
     settings = request.settings()
-    for setting in settings:
-        for subject in request.subjects:
-            for part in (layer_jobs, decode_jobs, end_jobs, engine_jobs):
-                yield from part(subject, setting, bench, models, request.grids)
-            if setting.t == 1:
-                yield from step_jobs(subject, setting, bench, models)
-                yield from update_jobs(subject, setting, bench, models)
-    threads = {ranks: max(1, request.cores // ranks) for ranks in powers(request.ranks)}
+    roomy = [one for one in settings if request.device != "cpu" or one.busy * one.threads <= request.cores]
     yield from copy_jobs(bench, settings[0], request.grids)
+    for some in (roomy, [one for one in settings if one not in roomy]):
+        busy = {one.busy for one in some}
+        yield from _messages(request, bench, [ranks for ranks in powers(request.ranks)[1:] if ranks in busy])
+        for setting in some:
+            yield from _passes(request, bench, models, setting)
+
+
+def _passes(request: Request, bench: Bench, models: Models, setting: Setting) -> Iterator[Job]:
+    for subject in request.subjects:
+        for part in (layer_jobs, decode_jobs, end_jobs, engine_jobs):
+            yield from part(subject, setting, bench, models, request.grids)
+        if setting.t == 1:
+            yield from step_jobs(subject, setting, bench, models)
+            yield from update_jobs(subject, setting, bench, models)
+
+
+def _messages(request: Request, bench: Bench, sizes: Sequence[int]) -> Iterator[Job]:
+    threads = {ranks: max(1, request.cores // ranks) for ranks in powers(request.ranks)}
     for dtype in sorted({subject.dtype for subject in request.subjects}):
-        yield from message_jobs(bench, threads, dtype, request.grids)
-    yield from move_jobs(bench, threads, request.grids)
+        yield from message_jobs(bench, sizes, threads, dtype, request.grids)
+    yield from move_jobs(bench, sizes, threads, request.grids)
 
 
 def _rank() -> int:

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from planner.profile import read_profile
 from realflow.commands.profile import find_subjects
 from realflow.errors import InputError
-from realflow.profiling.models import needed, streamed_layers, trained_layers
+from realflow.profiling.bench import Bench
+from realflow.profiling.models import Models, needed, streamed_layers, trained_layers
 from realflow.profiling.request import Grids, Request, Setting, Subject, powers, smaller
 from realflow.profiling.store import default_path, document, machine, tables, write
+from realflow.profiling.worker import jobs
 
 CONFIG = {
     "model_type": "llama",
@@ -71,7 +74,27 @@ def test_layers_fill_the_caches_but_are_no_more_than_the_model_has() -> None:
     assert streamed_layers(tiny) == trained_layers(tiny) == 6
     large = Subject("large", {**CONFIG, "hidden_size": 4096, "intermediate_size": 11008}, "bfloat16")
     assert streamed_layers(large) == trained_layers(large) == 1
-    assert (1, None) in needed(tiny) and all(layers >= 1 for layers, _ in needed(tiny))
+    asked = needed(tiny, Grids())
+    assert (1, None) in asked and all(layers >= 1 for layers, _ in asked)
+    many = {trained_layers(tiny, tokens): tokens for tokens in (1, 512, 1024, 1 << 20)}
+    assert list(many) == [6, 4, 2] and many[2] == 1 << 20, "fewer layers for long passes, but never one"
+    assert {layers for layers, vocab in asked if vocab} == {1, 2, 6}
+
+
+def test_ranks_without_a_core_come_last_and_messages_first(tmp_path: Path) -> None:
+    four = request(4, 2).settings()
+    crowded = [one.busy * one.threads > 2 for one in four]
+    assert crowded == sorted(crowded) and any(crowded) and not crowded[0]
+    plain = {name: value for name, value in CONFIG.items() if name != "layer_types"}
+    subject = Subject("m", plain, "bfloat16")
+    asked = Request((subject,), ranks=4, cores=2, device="cpu", seconds=10.0)
+    models = Models(tmp_path, torch.device("cpu"))
+    models.write(subject, asked.grids)
+    bench = Bench(0, 4, torch.device("cpu"), 0.0)
+    order = [(job.what, job.setting.busy) for job in jobs(asked, bench, models)]
+    assert order.index(("reduce_scatter", 2)) < order.index(("layer", 1)) < order.index(("all_reduce", 4))
+    assert max(i for i, (_, busy) in enumerate(order) if busy == 2) < order.index(("all_gather", 4))
+    assert sum(what == "p2p" for what, _ in order) == len(asked.grids.messages)
 
 
 def rows() -> list[dict[str, object]]:
