@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 from realflow.data.batch import pack, to_tokens
-from realflow.engines.values import BadValue, kind, plain, returned
+from realflow.engines.values import BadValue, is_json, kind, plain, returned
 from realflow.errors import RealFlowError, RunError
 from realflow.graph.builtins import BUILTINS
 from realflow.graph.functions import load_function
@@ -40,6 +42,16 @@ class Progress:
     """What a watchdog reads from another thread: the sample id that a function is working on."""
 
     sample: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a function call came to: graph field -> a value for each sample; metrics of the step, by their
+    whole names; and what it keeps, where its declaration has `state`."""
+
+    fields: dict[str, list[Any]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def load_callable(use: str, base: Path | None = None) -> Callable[..., Any]:
@@ -67,24 +79,43 @@ def run_function(
     *,
     progress: Progress | None = None,
 ) -> dict[str, list[Any]]:
-    """Run a function call on samples `ids`; returns `{graph field: a value for each sample}`.
+    """The fields of `run_call`, for a call that keeps no state."""
+    return run_call(fn, call, ids, values, lengths, extents, dtypes, progress=progress).fields
+
+
+def run_call(
+    fn: Callable[..., Any],
+    call: Call,
+    ids: Sequence[int],
+    values: Mapping[str, Sequence[Any]],
+    lengths: Sequence[int],
+    extents: Mapping[str, Extent],
+    dtypes: Mapping[str, Dtype],
+    *,
+    progress: Progress | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run a function call on samples `ids`.
 
     `values` holds for each graph field that the call reads an entry for each sample (see "Values of
     one sample" in docs/design/whole-path.md), `lengths` the tokens of each sample; `extents` and
     `dtypes` describe graph fields. `progress.sample` follows the function from sample to sample
-    where it can be followed, and is None afterwards.
+    where it can be followed, and is None afterwards. `state` is what the function kept, where its
+    declaration has any.
 
     Raises FunctionError when the function raises, or returns the wrong number of values, NaN,
     infinity or another type. Of a reward, None is allowed: it does not apply to that sample.
     """
     run = _Run(call, tuple(ids), tuple(lengths), progress or Progress())
     if not run.ids:
-        return {call.writes[use.name]: [] for use in call.decl.writes}
+        return Outcome({call.writes[use.name]: [] for use in call.decl.writes}, state=dict(state or {}))
     try:
         if call.decl.kind == "reward":
             work = run.reward(fn, values)
         else:
             work = run.declared(fn, values, extents, dtypes)
+            if call.decl.state:
+                work = partial(work, state=dict(state or {}))
         result = run.guarded(work)
         return run.checked(result)
     except BadValue as error:
@@ -153,15 +184,15 @@ class _Run:
         finally:
             self.progress.sample = None
 
-    def checked(self, result: Any) -> dict[str, list[Any]]:
-        """The result as `{graph field: value for each sample}`. Raises BadValue."""
-        writes = self.call.decl.writes
-        names = [use.name for use in writes]
+    def checked(self, result: Any) -> Outcome:
+        """The result, each part as its declaration says. Raises BadValue."""
+        writes, state = self.call.decl.writes, self.call.decl.state
+        names = [use.name for use in writes] + (["state"] if state else [])
         if not isinstance(result, Mapping):
-            if len(names) != 1:
+            if len(names) != 1 or state:
                 raise BadValue(f"returned {kind(result)}; expected a dict with {', '.join(names)}")
             result = {names[0]: result}
-        if set(result) != set(names):
+        if set(result) - {"metrics"} != set(names):
             found = ", ".join(map(str, result)) or "nothing"
             raise BadValue(f"returned a dict with {found}; expected {', '.join(names)}")
         fields = {}
@@ -170,7 +201,8 @@ class _Run:
             fields[self.call.writes[use.name]] = returned(
                 use, result[use.name], self.lengths, optional=optional
             )
-        return fields
+        kept = _kept(result["state"], state) if state else {}
+        return Outcome(fields, _metrics(result.get("metrics", {})), kept)
 
     def _packed(self, use: FieldUse, column: Sequence[Any], extent: Extent, dtype: Dtype) -> Any:
         """A column in the form that the function's declaration asks for. Raises BadValue."""
@@ -196,6 +228,41 @@ class _Run:
     def _options(self) -> dict[str, Any]:
         """The options that are the function's own (not the engine's, such as `normalise`)."""
         return {name: value for name, value in self.call.options.items() if name in self.call.decl.options}
+
+
+def _metrics(found: Any) -> dict[str, float]:
+    """Metrics as a function returned them: name -> finite number. Raises BadValue."""
+    if not isinstance(found, Mapping):
+        raise BadValue(f"returned {kind(found)} for metrics; expected a dict from names to numbers")
+    numbers = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or name in ("", "step", "time"):
+            raise BadValue(f"returned metrics with the name {name!r}; expected text, but not step or time")
+        try:
+            numbers[name] = plain(value, "float")
+        except BadValue as error:
+            raise BadValue(f"returned for the metric {name!r} {error}") from None
+        if not math.isfinite(numbers[name]):
+            raise BadValue(f"returned {numbers[name]} for the metric {name!r}; expected a finite number")
+    return numbers
+
+
+def _kept(found: Any, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """A state as a function returned it: it goes through messages and into JSON. Raises BadValue."""
+    if not isinstance(found, Mapping) or set(found) != set(declared):
+        told = f"a dict with {', '.join(map(str, found))}" if isinstance(found, Mapping) else kind(found)
+        raise BadValue(f"returned {told} for state; expected a dict with {', '.join(declared)}")
+    kept = {}
+    for name, value in found.items():
+        scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+        kept[name] = value.item() if scalar else value
+        if not is_json(kept[name]):
+            raise BadValue(f"returned {kind(value)} for {name!r} of state; expected plain values")
+        try:
+            json.dumps(kept[name], allow_nan=False)
+        except ValueError:
+            raise BadValue(f"returned {kind(value)} for {name!r} of state; expected finite numbers") from None
+    return kept
 
 
 def _told(error: BaseException) -> str:

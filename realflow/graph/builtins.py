@@ -10,9 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from realflow.errors import InputError
+from realflow.graph.lossdecls import KL, LOSSES
 from realflow.graph.types import FieldUse, FunctionDecl, Kind, Range, Scope
-
-KL = ("k1", "k2", "k3")
 
 _SHARE = Range(least=0, most=1)
 _NOT_NEGATIVE = Range(least=0)
@@ -20,7 +19,10 @@ _NOT_NEGATIVE = Range(least=0)
 GENERATE = FunctionDecl(
     "generate",
     "function",
-    reads=(FieldUse("prompt", "prompt", "prompt", "any"),),
+    reads=(
+        FieldUse("prompt", "prompt", "prompt", "any"),
+        FieldUse("draw_id", "draw_id", "prompt", "int", optional=True),
+    ),
     writes=(
         FieldUse("tokens", "tokens", "token", "int"),
         FieldUse("logprobs", "logprobs", "token", "float"),
@@ -31,7 +33,10 @@ GENERATE = FunctionDecl(
         FieldUse("completion", "completion", "sample", "text"),
     ),
 )
-"""What every generate call reads and writes."""
+"""What every generate call reads and writes.
+
+Where the data has a field `draw_id`, sample k of a prompt is drawn with the random numbers of the id
+`draw_id + k` in place of its own: draws then do not depend on where a prompt stands in the data."""
 
 TOKENS = FieldUse("tokens", "tokens", "token", "int")
 LOSS_MASK = FieldUse("loss_mask", "loss_mask", "token", "bool")
@@ -55,11 +60,12 @@ def _declare(
     name: str, kind: Kind, reads: tuple[FieldUse, ...] = (), writes: tuple[FieldUse, ...] = (),
     *, scope: Scope = "sample", options: Mapping[str, Any] | None = None, needs: tuple[str, ...] = (),
     choices: Mapping[str, tuple[Any, ...]] | None = None, ranges: Mapping[str, Range] | None = None,
-    requires: Mapping[str, str] | None = None,
+    requires: Mapping[str, str] | None = None, state: Mapping[str, Any] | None = None,
 ) -> FunctionDecl:  # fmt: skip
     return FunctionDecl(
-        name, kind, reads, writes, scope, options or {}, needs, choices or {}, ranges or {}, requires or {}
-    )
+        name, kind, reads, writes, scope, options or {}, needs, choices or {}, ranges or {}, requires or {},
+        state=state or {},
+    )  # fmt: skip
 
 
 BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
@@ -101,46 +107,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 ranges={"gamma": _SHARE, "lam": _SHARE, "kl_coef": _NOT_NEGATIVE},
                 requires={"kl_coef": "ref_logprobs"},
             ),
-            _declare(
-                "losses.ppo_clip",
-                "loss",
-                (
-                    FieldUse("old_logprobs", "logprobs", "token", "float"),
-                    FieldUse("advantages", "advantages", "token", "float"),
-                    FieldUse("ref_logprobs", "ref_logprobs", "token", "float", optional=True),
-                ),
-                scope="batch",
-                options={
-                    "clip_low": 0.2,
-                    "clip_high": 0.2,
-                    "dual_clip": None,
-                    "kl_coef": 0.0,
-                    "kl": "k3",
-                    "entropy_coef": 0.0,
-                },
-                needs=("logprobs", "entropy"),
-                choices={"kl": KL},
-                ranges={
-                    "clip_low": _SHARE,
-                    "clip_high": _NOT_NEGATIVE,
-                    "dual_clip": Range(above=1),
-                    "kl_coef": _NOT_NEGATIVE,
-                },
-                requires={"kl_coef": "ref_logprobs"},
-            ),
-            _declare("losses.sft", "loss", scope="batch", needs=("logprobs",)),
-            _declare(
-                "losses.value_clip",
-                "loss",
-                (
-                    FieldUse("old_values", "values", "token", "float"),
-                    FieldUse("returns", "returns", "token", "float"),
-                ),
-                scope="batch",
-                options={"clip": 0.2},
-                ranges={"clip": Range(above=0)},
-                needs=("values",),
-            ),
+            *LOSSES,
             _declare(
                 "logprobs",
                 "output",

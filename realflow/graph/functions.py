@@ -27,15 +27,20 @@ from realflow.errors import InputError, Problem
 from realflow.graph.builtins import BUILTINS
 from realflow.graph.heads import LOSS_OUTPUTS
 from realflow.graph.modules import import_user_module
-from realflow.graph.schema import NAME, nearest
-from realflow.graph.types import EXTENTS, FieldUse, FunctionDecl, Kind, Scope
+from realflow.graph.schema import NAME, PLAIN_MAPPING, Wrong, nearest
+from realflow.graph.types import EXTENTS, FieldUse, FunctionDecl, Kind, Normalise, Scope
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = ("int", "float", "bool", "text", "any")
 SCOPES = ("sample", "group", "batch")
+LOSS_SCOPES = ("sample", "group")
+"""A loss never sees a whole batch: no layout would have it so."""
 OUTPUTS = tuple(output for given in LOSS_OUTPUTS.values() for output in given)
 """Model outputs that a loss can need."""
+
+RESULTS = {"state": "what they keep", "metrics": "metrics of the step"}
+"""What functions return beside the fields that they write -> what it is."""
 
 _DECLARATION = "__realflow__"
 _USER = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -46,21 +51,46 @@ _VERL_FIELDS = {"solution_str": "completion", "ground_truth": "answer"}
 
 
 def function(
-    *, reads: Mapping[str, str], writes: Mapping[str, str], scope: Scope = "sample"
+    *,
+    reads: Mapping[str, str],
+    writes: Mapping[str, str],
+    scope: Scope = "sample",
+    state: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Declare a function from fields to fields.
 
     `reads` and `writes` map a name to `"<extent> <dtype>"` (prompt, sample or token; int, float,
     bool, text or any), then, where wanted, `field=<name>` (the graph's field, if it has another name)
     and `optional` (reads only). `scope` is what the function must see at once: a sample, a group
-    (the samples of one prompt) or the batch. Raises InputError where this and the function differ.
+    (the samples of one prompt) or the batch. `state` (name -> value at the start, for scope batch) is
+    what it keeps from step to step: it is given the dict as its parameter `state`, and returns it beside
+    its fields under that name. Under the name `metrics` it may return numbers, which become metrics of
+    the step. Raises InputError where this and the function differ.
     """
-    return lambda of: _attach(of, "function", reads, writes, scope, ())
+    return lambda of: _attach(of, "function", reads, writes, scope, (), state or {})
 
 
-def loss(*, reads: Mapping[str, str], needs: Sequence[str] = ("logprobs",)) -> Callable[[F], F]:
-    """Declare a loss: fields as in `function`, and the model outputs that it is given."""
-    return lambda of: _attach(of, "loss", reads, {}, "batch", tuple(needs))
+def loss(
+    *,
+    reads: Mapping[str, str],
+    needs: Sequence[str] = ("logprobs",),
+    scope: Scope = "sample",
+    normalise: Normalise = "token",
+) -> Callable[[F], F]:
+    """Declare a loss: fields as in `function`, and the model outputs that it is given.
+
+    Parameters called `mask` (bool [T], the tokens that count) and `lengths` (int64 [S]) are given too.
+    A loss that looks at the samples of a prompt together has scope `group`, so that they are never
+    divided. `normalise` is what its tokens count unless a graph says otherwise: `token`, `sequence` or
+    `{"constant": n}`.
+    """
+
+    def attach(of: F) -> F:
+        _attach(of, "loss", reads, {}, scope, tuple(needs))
+        setattr(of, _DECLARATION, replace(getattr(of, _DECLARATION), normalise=normalise))
+        return of
+
+    return attach
 
 
 def declaration(of: Callable[..., Any]) -> FunctionDecl | None:
@@ -132,26 +162,39 @@ def _attach(
     writes: Mapping[str, str],
     scope: Scope,
     needs: tuple[str, ...],
+    state: Mapping[str, Any] | None = None,
 ) -> F:
-    setattr(of, _DECLARATION, _declared(of, kind, reads, writes, scope, needs))
+    setattr(of, _DECLARATION, _declared(of, kind, reads, writes, scope, needs, state or {}))
     return of
 
 
 def _declared(
     of: Callable[..., Any], kind: Kind, reads: Mapping[str, str], writes: Mapping[str, str], scope: Scope,
-    needs: tuple[str, ...],
+    needs: tuple[str, ...], state: Mapping[str, Any],
 ) -> FunctionDecl:  # fmt: skip
     """The declaration, checked against the function's parameters."""
     name = getattr(of, "__qualname__", repr(of))
     problems: list[str] = []
     read = tuple(_field_use(key, text, problems) for key, text in reads.items())
     written = tuple(_field_use(key, text, problems) for key, text in writes.items())
-    if scope not in SCOPES:
-        problems.append(f"scope {scope!r}; expected one of {', '.join(SCOPES)}")
+    scopes = LOSS_SCOPES if kind == "loss" else SCOPES
+    if scope not in scopes:
+        problems.append(f"scope {scope!r}; expected one of {', '.join(scopes)}")
     problems += [f"needs {need!r}; {nearest(need, OUTPUTS)}" for need in needs if need not in OUTPUTS]
     if kind == "function" and not written:
         problems.append("writes nothing; expected at least one field")
-    given = {use.name: use for use in read} | dict.fromkeys(needs)
+    problems += [
+        f"{word!r} is no name of a field: functions return {what} under it"
+        for word, what in RESULTS.items()
+        if word in {use.name for use in (*read, *written)}
+    ]
+    if state and scope != "batch":
+        problems.append(f"state with scope {scope!r}; a function that keeps state has scope 'batch'")
+    try:
+        PLAIN_MAPPING.read(state)
+    except Wrong as wrong:
+        problems.append(f"state; expected {PLAIN_MAPPING.expected} ({wrong})")
+    given = {use.name: use for use in read} | dict.fromkeys(needs) | dict.fromkeys(["state"] if state else [])
     options, choices = {}, {}
     for parameter in _parameters(of):
         if parameter.name in given:
@@ -162,7 +205,7 @@ def _declared(
             options[parameter.name] = parameter.default
             if values := _choices(parameter):
                 choices[parameter.name] = values
-        elif parameter.name != "lengths":
+        elif parameter.name not in (("lengths", "mask") if kind == "loss" else ("lengths",)):
             problems.append(
                 f"the parameter {parameter.name!r} is neither declared as read nor an option (keyword-only, "
                 "with a default)"
@@ -170,7 +213,7 @@ def _declared(
     problems += [f"{missing!r} is declared, but it is no parameter of the function" for missing in given]
     if problems:
         raise InputError(Problem(message, where=f"declaration of {name}") for message in problems)
-    return FunctionDecl(name, kind, read, written, scope, options, needs, choices)
+    return FunctionDecl(name, kind, read, written, scope, options, needs, choices, state=dict(state))
 
 
 def _field_use(name: str, text: str, problems: list[str]) -> FieldUse:

@@ -20,6 +20,10 @@ Scope = Literal["sample", "group", "batch"]
 Op = Literal["generate", "infer", "train", "function"]
 Kind = Literal["function", "loss", "output", "reward"]
 Head = Literal["lm", "value", "reward"]
+Over = Literal["drop", "truncate", "error"]
+Normalise = str | Mapping[str, float]
+"""What a token counts in a loss: `token` (all alike), `sequence` (all of a sequence together), or
+`{"constant": n}`: 1 / (n sequences)."""
 
 EXTENTS: tuple[Extent, ...] = ("prompt", "sample", "token")  # coarse to fine
 
@@ -76,6 +80,15 @@ class FunctionDecl:
     an option that takes a few, `ranges` the numbers that one may be; `requires` names, for an option,
     the optional field that must be there once it is neither zero nor None. A function that
     `takes_columns` (a reward with `**columns`) is given every column that the data has fields for.
+
+    `state` maps names to values at the start: what the function is given as the keyword `state` (a dict
+    of plain values) and returns, as it then is, beside its fields. It goes from step to step and is in
+    checkpoints, so such a function has scope `batch`: it runs once in a step. Where an option has the
+    name of a value, the value starts as that option.
+
+    A loss has scope `sample`, or `group` where it looks at the samples of a prompt together: these are
+    then in one minibatch, on one rank and in one micro-batch. `normalise` is how a train call weighs its
+    tokens unless it says otherwise.
     """
 
     name: str
@@ -89,6 +102,8 @@ class FunctionDecl:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
     takes_columns: bool = False
+    state: Mapping[str, Any] = field(default_factory=dict)
+    normalise: Normalise = "token"
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,24 @@ class Follow:
 
 
 @dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters (arXiv 2106.09685) that are trained in place of a model's weights: each linear layer
+    W of `targets` (names such as `q_proj`; none: all linear layers of the blocks) computes with
+    W + `alpha` / `rank` B A. `save` says what checkpoints have: the adapters, or the whole model with the
+    adapters merged in (`merged`), and the adapters beside it."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    save: Literal["adapters", "merged"] = "adapters"
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a graph file says something, for what is found wrong with it after it was read. `params` are
     those that the value comes from."""
@@ -157,7 +190,8 @@ class Place:
 @dataclass(frozen=True)
 class ModelSpec:
     """A model of the graph. `dtype` is that of the compute weights; masters are float32 (float64
-    where `dtype` is float64). `head` is `lm`, or `value` and `reward`: one number a token."""
+    where `dtype` is float64). `head` is `lm`, or `value` and `reward`: one number a token. With `lora` its
+    adapters alone are trained."""
 
     name: str
     path: str
@@ -165,6 +199,7 @@ class ModelSpec:
     optimizer: OptimizerSpec | None = None
     head: Head = "lm"
     follows: Follow | None = None
+    lora: LoraSpec | None = None
     place: Place = field(default=Place(), compare=False)
     """Of its path."""
 
@@ -179,12 +214,16 @@ class ModelSpec:
 class DataSpec:
     """Where prompts come from.
 
-    `fields` maps a graph field to a column of the source. With `tokenize` (a model's name) the
-    data itself writes `tokens` and `loss_mask` from `prompt` and `completion`, in the chat template
-    of that model where `chat` is true and it has one. `max_length` is in tokens: of a prompt that
-    is generated from (a longer one is an error) and of a tokenized pair (a longer one is cut).
-    `split` keeps the distinct values of the column `unique` apart: `test` is the held-out fraction,
-    `use` train or test.
+    `fields` maps a graph field to a column of the source, or to a value inside one (`extra.answer`).
+    With `tokenize` (a model's name) the data itself writes `tokens` and `loss_mask` from `prompt` and
+    `completion`, in the chat template of that model where `chat` is true and it has one. `max_length` is
+    in tokens: of a prompt that is generated from, and of a tokenized pair; `over` says what becomes of a
+    longer one (None: an error for a prompt, and a pair is cut). `system` is a message that is put before
+    each prompt. `split` keeps the distinct values of the column `unique` apart: `test` is the held-out
+    fraction, `use` train or test. `split_name` is one of the datasets in a saved DatasetDict.
+
+    Where there are several `sources`, each has its own source, path, task, options, size, fields, unique
+    and split; here `source` is empty, and `fields` are those of all of them and `source`, the part's name.
     """
 
     source: str
@@ -201,11 +240,29 @@ class DataSpec:
     use: Literal["train", "test"] = "train"
     batch: Amount | None = None
     chat: bool = True
+    split_name: str | None = None
+    system: str | None = None
+    over: Over | None = None
+    sources: tuple[PartSpec, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the longest prompt that a generate call takes: what plan and runtime count with."""
         return PROMPT_TOKENS if self.max_length is None else self.max_length
+
+    @property
+    def parts(self) -> tuple[DataSpec, ...]:
+        """The specs that name a source each: itself, or those of `sources`."""
+        return tuple(part.data for part in self.sources) or (self,)
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One of several sources: of all prompts, `weight` over the sum of weights come from it."""
+
+    name: str
+    weight: float
+    data: DataSpec
 
 
 @dataclass(frozen=True)

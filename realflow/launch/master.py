@@ -28,6 +28,7 @@ from realflow.observe.recorder import RunFiles
 from realflow.planfile import Plan, read_plan
 from realflow.realloc.edges import check_follows
 from realflow.runtime.bootstrap import REFUSED
+from realflow.runtime.directory import checkpoint_path, read_carried
 from realflow.runtime.master import Emit, Interrupted, Master
 
 
@@ -58,13 +59,16 @@ def main(argv: list[str] | None = None) -> int:
         cards = {name: card(resolve_model(spec.path)) for name, spec in plan.graph.models.items()}
         check_layouts(plan)
         check_follows(plan.graph, cards)
+        start = arguments.start_step
+        before = checkpoint_path(arguments.run_dir, start) if start else None
         master = Master(
             plan,
             RunFiles(arguments.run_dir, plan),
             _voice(arguments.events, plan, arguments.run_dir),
-            start_step=arguments.start_step,
+            start_step=start,
             costs={name: cost_model(found) for name, found in cards.items()},
             cards=cards,
+            carried=read_carried(plan.graph, before) if before else None,
             started_by_rank_0=arguments.events is None,
         )
         rendezvous = master.listen()

@@ -17,6 +17,8 @@ class _StepReport:
     stats: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    """Metric that functions told -> [sum, count]."""
     moves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Dispatch of a reallocation -> its numbers."""
 
@@ -49,6 +51,9 @@ class Collector:
             merge_stats(report.moves.setdefault(done.dispatch, {}), moved)
         merge_stats(report.stats, {name: e for name, e in done.stats.items() if name not in moved})
         report.values.update(done.values)
+        for name, (total, count) in done.means.items():
+            before = report.means.get(name, [0.0, 0.0])
+            report.means[name] = [before[0] + total, before[1] + count]
         report.spans.extend(spans)
         return spans
 
@@ -62,6 +67,7 @@ class Collector:
         merge_stats(report.stats, between.stats)
         moves = [*between.moves.values(), *report.moves.values()]
         metrics = {**between.values, **report.values, **_moved(moves)}
+        metrics |= {name: total / count for name, (total, count) in report.means.items()}
         for name, (total, count, low, high) in report.stats.items():
             if name.endswith("_ratio"):  # a share: only its mean says something
                 metrics[name] = total / count

@@ -14,7 +14,15 @@ from realflow.observe.metrics import MetricsLog, SamplesLog
 from realflow.observe.predicted import predictions
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
-from realflow.runtime.directory import CURSOR, checkpoints, cursor, partial_directory, remove_partial
+from realflow.runtime.carried import Carried
+from realflow.runtime.directory import (
+    CURSOR,
+    checkpoint_path,
+    checkpoints,
+    cursor,
+    partial_directory,
+    remove_partial,
+)
 from realflow.runtime.messages import DispatchDone
 
 
@@ -41,11 +49,11 @@ class RunFiles:
         self._metrics.step(step, metrics)
         return metrics
 
-    def checkpoint(self, number: int, files: Mapping[str, str]) -> Path:
-        """Give a checkpoint whose parts are all written its final name."""
-        name = f"step-{number:06d}"
-        partial, final = partial_directory(self.run_dir, name), self.run_dir / "checkpoints" / name
-        text = json.dumps(cursor(self._graph, number), indent=1)
+    def checkpoint(self, number: int, files: Mapping[str, str], carried: Carried) -> Path:
+        """Give a checkpoint whose parts are all written its final name; `carried` goes into it."""
+        final = checkpoint_path(self.run_dir, number)
+        partial = partial_directory(self.run_dir, final.name)
+        text = json.dumps(cursor(self._graph, number, carried), indent=1, allow_nan=False)
         (partial / CURSOR).write_text(text, encoding="utf-8")
         files = {**files, CURSOR: hashlib.sha256(text.encode()).hexdigest()}
         with open(partial / "checksums.json", "w", encoding="utf-8") as file:

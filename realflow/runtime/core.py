@@ -14,7 +14,8 @@ Rules, in the order in which they are applied:
 - before a call of a trained model runs, the new weights are moved into those of its holdings that
   lack them, from all that have them (`realflow.runtime.weights`);
 - every ordered message carries a number that grows; each rank executes in that order;
-- a field is freed when the last call that reads it has finished the step.
+- a field is freed when the last call that reads it has finished the step;
+- a function that keeps something from step to step runs when it has run in the steps before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from realflow.graph.types import Call, Graph
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge
 from realflow.runtime.assign import Cost
+from realflow.runtime.carried import Carried, State, at_start, state_for
 from realflow.runtime.dispatches import Dispatch, Dispatches, Stream, replica_of, replicas, stuck
 from realflow.runtime.events import (
     Abort,
@@ -59,10 +61,19 @@ from realflow.runtime.weights import Weights, kept
 class Core:
     """The state of a run. One event at a time; `now` is in seconds of any steady clock."""
 
-    def __init__(self, plan: Plan, *, start_step: int = 0, costs: Mapping[str, Cost] | None = None) -> None:
-        """`costs`: model -> estimated time of a sequence; tokens alone where it is not given."""
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        start_step: int = 0,
+        costs: Mapping[str, Cost] | None = None,
+        carried: Carried | None = None,
+    ) -> None:
+        """`costs`: model -> estimated time of a sequence; tokens alone where it is not given. `carried` is
+        what the steps before `start_step` have left."""
         self.plan = with_record(plan)
         self.graph: Graph = self.plan.graph
+        self._carried = carried or at_start(self.graph, start_step)
         self.weights = Weights(self.plan, start_step)
         self._orders = Orders(self.graph, self.plan.calls, costs or {})
         self._dispatches = Dispatches(self.plan)
@@ -76,6 +87,8 @@ class Core:
         self._prepared: set[str] = set()
         """Keys of the edges that the shell was asked to prepare."""
         self._files: dict[int, dict[str, str]] = {}
+        self._snapshots: dict[int, Carried] = {}
+        """Step whose checkpoint is being written -> what it carries."""
         self._order = 0
         self._over = False
         self._out: list[Instruction] = []
@@ -122,6 +135,8 @@ class Core:
         self._busy.get(dispatch.call, set()).discard(event.rank)
         step = self._steps.get(dispatch.step)
         if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
+            if step.calls[dispatch.call].decl.state:
+                step.states[dispatch.call] = event.state
             step.produced(dispatch.call, event.rank, dispatch.ids.get(event.rank, ()))
         if self._dispatches.done(dispatch, event.rank, now):
             self._streams.pop(dispatch.name, None)
@@ -184,7 +199,8 @@ class Core:
         return True
 
     def _end_step(self, index: int, now: float) -> None:
-        del self._steps[index]
+        states = self._steps.pop(index).states
+        self._carried = Carried((index + 1) * self.graph.prompts, {**self._carried.states, **states})
         for edge in self.weights.following(index):
             self._follow(edge, index, now)
         self._closing[index] = StepDone(index, self._begun.pop(index), now)
@@ -202,9 +218,10 @@ class Core:
             self._out.append(self._closing.pop(index))
         for index in sorted(self._files):
             if index not in self._closing and not self._dispatches.saving(index):
-                self._out.append(Saved(index, self._files.pop(index)))
+                self._out.append(Saved(index, self._files.pop(index), self._snapshots.pop(index)))
 
     def _save(self, index: int, now: float) -> None:
+        self._snapshots[index] = self._carried
         for model, call in kept(self.graph).items():
             ranks = self.plan.calls[call.name].ranks
             name = f"save:{model}@{index}"
@@ -283,6 +300,12 @@ class Core:
 
     def _try_function(self, step: StepReadiness, call: Call, now: float) -> None:
         """Hand ready units to ranks, at most one piece at a time for each rank; the rest is kept."""
+        state: State | None = {}
+        if call.decl.state:
+            earlier = [self._steps[index] for index in sorted(self._steps) if index < step.step]
+            state = state_for(earlier, self._carried, call)
+        if state is None:
+            return
         self._orders.assign(step, call)
         backlog = step.backlog[call.name]
         for rank in [r for r in backlog if r not in self._busy[call.name]]:
@@ -292,7 +315,7 @@ class Core:
             name = f"{call.name}@{step.step}.{piece}"
             self._busy[call.name].add(rank)
             self._start(name, step.step, call.name, {rank: ids}, now)
-            self._out.append(To(rank, self._orders.piece(self._order, name, step, call, ids)))
+            self._out.append(To(rank, self._orders.piece(self._order, name, step, call, ids, state)))
 
     def _start(self, name: str, step: int, call: str, ids: Mapping[int, list[int]], now: float) -> None:
         self._order += 1

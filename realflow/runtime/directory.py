@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +18,7 @@ from realflow.errors import InputError
 from realflow.files import file_digest
 from realflow.graph import Graph, graph_to_mapping
 from realflow.planfile import Plan, write_plan
+from realflow.runtime.carried import Carried, restored
 
 PARTIAL = ".partial"
 CURSOR = "cursor.json"
@@ -70,15 +72,25 @@ def owned(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def cursor(graph: Graph, steps: int) -> dict[str, int]:
-    """Where the data stands after `steps` steps, and what ids and draws depend on."""
-    return {
-        "steps": steps,
-        "next_prompt": steps * graph.prompts,
-        "prompts": graph.prompts,
-        "samples": graph.samples,
-        "seed": graph.seed,
-    }
+def cursor(graph: Graph, steps: int, carried: Carried) -> dict[str, Any]:
+    """Where the data stands after `steps` steps, what ids and draws depend on, and what functions keep."""
+    found = _identity(graph, steps) | {"next_prompt": carried.next_prompt}
+    states = {name: dict(state) for name, state in carried.states.items()}
+    return found | ({"states": states} if states else {})
+
+
+def _identity(graph: Graph, steps: int) -> dict[str, int]:
+    """What must be the same in a run that goes on."""
+    return {"steps": steps, "prompts": graph.prompts, "samples": graph.samples, "seed": graph.seed}
+
+
+def read_carried(graph: Graph, checkpoint: Path) -> Carried:
+    """What the steps before a checkpoint have left. Raises InputError where it does not fit `graph`."""
+    found = json.loads((checkpoint / CURSOR).read_text(encoding="utf-8"))
+    try:
+        return restored(graph, found["next_prompt"], found.get("states", {}))
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from None
 
 
 def check_cursor(graph: Graph, checkpoint: Path, steps: int) -> None:
@@ -87,7 +99,7 @@ def check_cursor(graph: Graph, checkpoint: Path, steps: int) -> None:
     if not path.is_file():
         raise InputError(f"checkpoint {checkpoint}: {CURSOR} is missing")
     before = json.loads(path.read_text(encoding="utf-8"))
-    now = cursor(graph, steps)
+    now = _identity(graph, steps)
     changed = [
         f"{name} was {before.get(name)} and is {now[name]}" for name in now if before.get(name) != now[name]
     ]
@@ -96,6 +108,12 @@ def check_cursor(graph: Graph, checkpoint: Path, steps: int) -> None:
             f"{checkpoint} cannot be continued with this graph: {'; '.join(changed)}. Samples would get ids "
             "that were used already; start a new run from the checkpoint's weights instead"
         )
+    read_carried(graph, checkpoint)
+
+
+def checkpoint_path(run_dir: Path, steps: int) -> Path:
+    """The checkpoint after `steps` steps."""
+    return run_dir / "checkpoints" / f"step-{steps:06d}"
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

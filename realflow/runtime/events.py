@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from realflow.planfile.holdings import Edge
+from realflow.runtime.carried import Carried
 from realflow.runtime.messages import DispatchDone, Failed, Message, Ready, SampleReady
 
 # ---- events of the shell ------------------------------------------------------------------------
@@ -60,6 +61,7 @@ class Saved:
 
     step: int
     files: Mapping[str, str]
+    carried: Carried
 
 
 @dataclass(frozen=True, slots=True)

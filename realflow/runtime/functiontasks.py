@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from realflow.engines.functions import FunctionError, Progress, load_callable, run_function
+from realflow.engines.functions import FunctionError, Progress, load_callable, run_call
 from realflow.graph.types import Call
 from realflow.planfile import Plan
 from realflow.runtime.fields import DataFields, Inputs, folder_of
@@ -64,7 +64,7 @@ class FunctionTasks:
             # too; this timer is not Python: it prints where everything stands and ends the process.
             faulthandler.dump_traceback_later(call.timeout + GRACE_SECONDS, exit=True)
             try:
-                outputs = run_function(
+                outcome = run_call(
                     self._functions[call.name],
                     call,
                     ids,
@@ -73,15 +73,27 @@ class FunctionTasks:
                     self._graph.extents,
                     self._graph.dtypes,
                     progress=self._progress,
+                    state=message.state,
                 )
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 self._running = None
-        for name, column in outputs.items():
+        for name, column in outcome.fields.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
         mask = call.reads.get("loss_mask")
-        stats = field_stats(call.name, outputs, values[mask] if mask else None)
-        self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
+        stats = field_stats(call.name, outcome.fields, values[mask] if mask else None)
+        # Each piece counts by its samples, so that how a step was cut into pieces changes no mean.
+        means = {name: [value * len(ids), float(len(ids))] for name, value in outcome.metrics.items()}
+        self._link.send(
+            DispatchDone(
+                message.dispatch,
+                self._rank,
+                stats=stats,
+                spans=spans.merged,
+                means=means,
+                state=outcome.state,
+            )
+        )
 
     def _lengths(self, call: Call, ids: Sequence[int], values: Mapping[str, Sequence[Any]]) -> list[int]:
         """Tokens of each sample where the master does not know them: they come from the data, or

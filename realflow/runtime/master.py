@@ -22,6 +22,7 @@ from realflow.planfile import Plan
 from realflow.planfile.holdings import follow_edges, planned_edges
 from realflow.runtime.assign import Cost
 from realflow.runtime.bootstrap import is_alone
+from realflow.runtime.carried import Carried
 from realflow.runtime.connect import Rendezvous, authenticator, local_address
 from realflow.runtime.core import Core
 from realflow.runtime.events import (
@@ -76,7 +77,7 @@ class Observer(Protocol):
     def step(self, step: int, start: float, end: float) -> dict[str, float]:
         """A step has ended (seconds since the epoch); returns its metrics."""
 
-    def checkpoint(self, number: int, files: Mapping[str, str]) -> Path:
+    def checkpoint(self, number: int, files: Mapping[str, str], carried: Carried) -> Path:
         """All parts of the checkpoint after `number` steps are written: give it its final name."""
 
     def close(self) -> None:
@@ -98,14 +99,15 @@ class Master:
         start_step: int = 0,
         costs: Mapping[str, Cost] | None = None,
         cards: Mapping[str, Card] | None = None,
+        carried: Carried | None = None,
         started_by_rank_0: bool = False,
     ) -> None:
-        """`cards` has the card of every model that moves."""
+        """`cards` has the card of every model that moves; `carried` is what the steps before have left."""
         self.plan = plan
         self._slices = Slices(plan, cards or {})
         self._slices.prepare([*planned_edges(plan.graph, plan.calls), *follow_edges(plan.graph, plan.calls)])
         self._outlives_rank_0 = started_by_rank_0
-        self.core = Core(plan, start_step=start_step, costs=costs)
+        self.core = Core(plan, start_step=start_step, costs=costs, carried=carried)
         self.files = files
         self.emit = emit
         self.exit_code: int | None = None
@@ -309,8 +311,8 @@ class Master:
                 metrics = self.files.step(step, since + started, since + ended)
                 seconds = metrics["timing_s/step"]
                 self.emit({"kind": "step", "step": step, "seconds": seconds, "metrics": metrics})
-            case Saved(step=step, files=files):
-                path = self.files.checkpoint(step + 1, files)
+            case Saved(step=step, files=files, carried=carried):
+                path = self.files.checkpoint(step + 1, files, carried)
                 self.emit({"kind": "note", "text": f"checkpoint {path}"})
             case Finished():
                 self.files.close()

@@ -51,7 +51,8 @@ class DispatchDone:
     `stats`: name -> [sum, count, min, max] over this rank's samples, merged over ranks by the
     master. `values`: name -> number that is the same on all ranks. `spans`: [start, end] in seconds
     since the epoch in which the rank computed. `rows`: records for samples.jsonl. `files`: name ->
-    sha256 of what a save wrote.
+    sha256 of what a save wrote. `means`: name -> [sum, count] of what a function told over its samples.
+    `state`: what a function keeps for the next step.
     """
 
     dispatch: str
@@ -61,6 +62,8 @@ class DispatchDone:
     spans: list[list[float]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ class Execute:
     `shards`: for a train call one list of sample ids for each minibatch, else one list. `inputs`:
     [field, owner rank, sample ids] for every field that a call wrote. `lengths`: tokens of each
     sample of the shards, one after the other (empty where only workers can know them). `whole`: the
-    shards are entire minibatches, of which each replica takes its part by the same rule.
+    shards are entire minibatches, of which each replica takes its part by the same rule. `state`: what
+    the function has kept so far.
     """
 
     order: int
@@ -137,6 +141,7 @@ class Execute:
     inputs: list[Any]
     lengths: list[int] = field(default_factory=list)
     whole: bool = False
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from realflow.data.balance import minibatches
 from realflow.graph.types import Call, Graph
 from realflow.planfile import CallPlan
 from realflow.runtime.assign import Cost, divide, near_owner
+from realflow.runtime.carried import State
 from realflow.runtime.dispatches import replicas
 from realflow.runtime.messages import Execute, Free
 from realflow.runtime.readiness import StepReadiness, last_readers, producers, token_sources
@@ -34,10 +35,12 @@ class Orders:
             load[rank] = load.get(rank, 0) + len(unit)
             backlog.setdefault(rank, []).extend(unit)
 
-    def piece(self, order: int, name: str, step: StepReadiness, call: Call, ids: list[int]) -> Execute:
+    def piece(
+        self, order: int, name: str, step: StepReadiness, call: Call, ids: list[int], state: State
+    ) -> Execute:
         """A function's piece on one rank."""
         inputs, lengths = self._inputs(step, call, ids), self._lengths(step, call, ids)
-        return Execute(order, name, call.name, step.step, [ids], inputs, lengths)
+        return Execute(order, name, call.name, step.step, [ids], inputs, lengths, state=dict(state))
 
     def spread(
         self, order: int, step: StepReadiness, call: Call, ids: list[int]

@@ -7,6 +7,7 @@ ready when every sample of it has every field that the call reads from other cal
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from realflow.graph.types import Call, Graph
 
@@ -84,6 +85,8 @@ class StepReadiness:
         """Call -> sample -> the rank that holds what the call wrote."""
         self.lengths: dict[str, dict[int, int]] = {name: {} for name in self.calls}
         """Generate call -> sample -> tokens of its prompt and response."""
+        self.states: dict[str, Mapping[str, Any]] = {}
+        """Function call -> what it keeps, once it has run in this step."""
         self.finished: set[str] = set()
         self.backlog: dict[str, dict[int, list[int]]] = {name: {} for name in self.calls}
         """Function call -> rank -> samples that wait until the rank has finished its last piece."""

@@ -29,8 +29,9 @@ def _call(
     name: str, op: str, reads: tuple[FieldUse, ...], writes: tuple[FieldUse, ...], **more: object
 ) -> Call:
     scope, renamed = more.pop("scope", "sample"), more.pop("renamed", "{}")
+    state = more.pop("state", {})
     kind = {"function": "function", "train": "loss", "infer": "output", "generate": "function"}[op]
-    decl = FunctionDecl(name, kind, reads, writes, scope=scope)  # type: ignore[arg-type]
+    decl = FunctionDecl(name, kind, reads, writes, scope=scope, state=state)  # type: ignore[arg-type]
     return Call(
         name,
         op,  # type: ignore[arg-type]
@@ -51,13 +52,15 @@ def grpo(
     second: int | None = None,
     train_every: int | None = None,
     probe: str | None = None,
+    keeps: int | None = None,
 ) -> Graph:
     """rollout -> reward -> credit -> train, with a reference model.
 
     `evaluate` is the period of a call that reads rewards, `second` that of another rollout `greedy`
     (its fields have other names) with a call `grade` that reads its text, in the order of the graph
     before everything else; `train_every` that of training. `probe` is the model of a call of that name
-    that infers on the rollout's tokens, and whose results nobody reads.
+    that infers on the rollout's tokens, and whose results nobody reads. `keeps` is the period of a call
+    `adapt` that keeps, from step to step, in which steps it has run.
     """
     tokens, logprobs = GENERATED[0], GENERATED[1]
     rewards = FieldUse("rewards", "rewards", "sample", "float")
@@ -90,6 +93,10 @@ def grpo(
     if probe is not None:
         probed = FieldUse("probed", "probed", "token", "float")
         calls.append(_call("probe", "infer", (tokens,), (probed,), model=probe))
+    if keeps is not None:
+        coef = FieldUse("coef", "coef", "sample", "float")
+        more = {"scope": "batch", "every": keeps, "state": {"steps": []}}
+        calls.append(_call("adapt", "function", (rewards,), (coef,), **more))
     written = {call.writes[use.name]: use for call in calls for use in call.decl.writes}
     return Graph(
         name="scene",

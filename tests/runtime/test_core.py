@@ -114,7 +114,8 @@ class Workers:
         possible: list[Event] = []
         for rank, queue in self.functions.items():
             if queue:
-                possible.append(DispatchDone(queue[0].dispatch, rank))
+                state = self._state_after(queue[0])
+                possible.append(DispatchDone(queue[0].dispatch, rank, state=state))
         for rank, queue in self.ordered.items():
             if not queue:
                 continue
@@ -135,6 +136,13 @@ class Workers:
             elif self._others_there(head):
                 possible.append(DispatchDone(head.dispatch, rank))
         return possible
+
+    def _state_after(self, message: Execute) -> dict[str, object]:
+        """What a function keeps: in which steps it has run."""
+        if not self.plan.graph.call(message.call).decl.state:
+            assert message.state == {}
+            return {}
+        return {"steps": [*message.state["steps"], message.step]}
 
     def _others_there(self, head: object) -> bool:
         """A collective can end only once every rank that has it queued has come to it."""
