@@ -35,7 +35,8 @@ from realflow.graph.schema import (
     shown,
     whole,
 )
-from realflow.graph.types import Call, FieldUse, FunctionDecl, ModelSpec, Range, Sampling
+from realflow.graph.stages import LIMITS
+from realflow.graph.types import Call, FieldUse, FunctionDecl, ModelSpec, Normalise, Range, Sampling
 
 OPS = ("generate", "infer", "train", "function")
 NORMALISE = ("token", "sequence")
@@ -97,7 +98,7 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
     decl = decl or _NONE
     options = _read_options(section, decl) if op != "generate" else {}
     if op == "train":
-        options = {**options, "normalise": section.take("normalise", one_of(*NORMALISE), "token")}
+        options = {**options, "normalise": section.take("normalise", _NORMALISE, decl.normalise)}
     draft = Draft(
         Call(
             name,
@@ -165,8 +166,10 @@ def _read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | 
 
 
 def _read_sampling(section: Section) -> Sampling:
+    stages = section.need("max_new_tokens", LIMITS, ((None, 1),))
     return Sampling(
-        max_new_tokens=section.need("max_new_tokens", whole(1), 1),
+        max_new_tokens=max(limit for _, limit in stages),
+        stages=stages if len(stages) > 1 else (),
         temperature=section.take("temperature", number("a number >= 0 (0 is greedy)", least=0), 1.0),
         top_k=section.take("top_k", whole(), 0),
         top_p=section.take("top_p", number("a number above 0 and at most 1", above=0, most=1), 1.0),
@@ -191,6 +194,20 @@ def _read_options(section: Section, decl: FunctionDecl) -> dict[str, Any]:
             options[name] = inner.take(name, _like(default), default)
     inner.close(decl.options)
     return options
+
+
+def _read_normalise(value: Any) -> Normalise:
+    if not isinstance(value, Mapping):
+        word: str = one_of(*NORMALISE).read(value)
+        return word
+    if value.keys() != {"constant"}:
+        raise Wrong("the only key of a mapping here is 'constant'")
+    return {"constant": number(above=0).read(value["constant"])}
+
+
+_NORMALISE: Kind[Normalise] = Kind(
+    "token, sequence or {constant: a number of tokens above 0}", _read_normalise
+)
 
 
 def _choice(section: Section, name: str, choices: tuple[Any, ...]) -> Any:

@@ -117,15 +117,29 @@ class Amount:
         return f"{self.count} {self.unit}"
 
 
+Stage = tuple[int | None, int]
+"""To which step of a run (None: to its end) how many new tokens are drawn at most."""
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+
+    `max_new_tokens` is the most that a run ever draws: plan and caches count with it. `stages` are its
+    stages, where it has several.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+    def limit(self, step: int) -> int:
+        """The most new tokens in `step` (0-based)."""
+        found = (limit for end, limit in self.stages if end is None or step < end)
+        return next(found, self.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -315,6 +329,11 @@ class Call:
     temperature: float = 1.0
     every: int | None = None
     timeout: float = 60.0
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the samples of a prompt must stay together: its loss looks at them all."""
+        return self.op == "train" and self.decl.scope == "group"
 
 
 @dataclass(frozen=True)

@@ -274,9 +274,10 @@ class Core:
         where = self.plan.calls[call.name]
         name = f"{call.name}@{step.step}"
         self._start(name, step.step, call.name, {rank: [] for rank in where.ranks}, now)
-        version = self.weights.version(call.model)
+        assert call.sampling is not None
+        version, limit = self.weights.version(call.model), call.sampling.limit(step.step)
         for rank in where.ranks:
-            self._out.append(To(rank, Open(self._order, name, call.name, step.step, version)))
+            self._out.append(To(rank, Open(self._order, name, call.name, step.step, version, limit)))
         groups = sorted({sample // self.graph.samples for sample in ids})
         self._streams[name] = Stream(groups, dict.fromkeys(replicas(where), 0))
         self._feed(self._dispatches[name])

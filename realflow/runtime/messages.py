@@ -98,13 +98,15 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open the stream of a generate call. Feeds follow, then a drain."""
+    """Open the stream of a generate call, whose responses have at most `max_new_tokens`. Feeds follow,
+    then a drain."""
 
     order: int
     dispatch: str
     call: str
     step: int
     version: int
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from realflow.runtime.readiness import main_rollout
 from realflow.runtime.stats import Spans, response_stats
 from realflow.runtime.store import FieldStore
 
+MOST_DRAW_ID = 1 << 62
+"""Ids that are drawn under are below 2**63, the samples of a prompt included."""
+
 
 class Streams:
     """Runs the generate dispatches of one worker, on its main thread."""
@@ -47,7 +50,8 @@ class Streams:
                         drained = True
                     else:
                         with spans:
-                            engine.feed([self._prompt(call, group) for group in message.groups])
+                            new = opened.max_new_tokens
+                            engine.feed([self._prompt(call, group, new) for group in message.groups])
             if engine.busy:
                 with spans:
                     finished = engine.step()
@@ -63,7 +67,7 @@ class Streams:
         found = response_stats(stats, prefix)
         self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
 
-    def _prompt(self, call: Call, group: int) -> Prompt:
+    def _prompt(self, call: Call, group: int, new: int | None = None) -> Prompt:
         text = self._data.row(group)[call.reads["prompt"]]
         tokens = encode_prompt(self._hosts.tokenizer(str(call.model)), text, call.chat)
         limit = self._graph.data.prompt_tokens
@@ -77,7 +81,19 @@ class Streams:
                 )
             )
         first = group * self._graph.samples
-        return Prompt(group, tuple(range(first, first + self._graph.samples)), tuple(tokens))
+        ids = tuple(range(first, first + self._graph.samples))
+        limits = None if new is None else (new,) * len(ids)
+        return Prompt(group, ids, tuple(tokens), limits, draw_id=self._draw_id(call, group))
+
+    def _draw_id(self, call: Call, group: int) -> int | None:
+        """The id under which the data has the first sample of a prompt drawn; None where it has none."""
+        if "draw_id" not in call.reads:
+            return None
+        found = self._data.row(group)[call.reads["draw_id"]]
+        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < MOST_DRAW_ID:
+            message = f"prompt {group}: found the draw_id {found!r}, expected a whole number from 0 to 2**62"
+            raise InputError(Problem(message, where="data.fields.draw_id"))
+        return found
 
     def _store_finished(self, call: Call, finished: Sequence[Finished]) -> None:
         for name, field in call.writes.items():

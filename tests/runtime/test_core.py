@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
 
-from realflow.graph.types import Follow
+from realflow.graph.types import Follow, Sampling
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, holdings, planned_edges, put_away
 from realflow.runtime.core import Core
@@ -608,3 +608,13 @@ def test_periodic_rollouts_are_recorded_when_they_run() -> None:
     record = with_record(place(alone, 1, {})).graph.call(RECORD)
     assert record.every == 2
     assert record.reads == {"completion": "greedy_completion", "grade": "grade", MASK: "greedy_loss_mask"}
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_rollout_is_opened_with_the_limit_of_its_step(staleness: int) -> None:
+    graph = replace(grpo(steps=5), max_staleness=staleness)
+    staged = replace(graph.call("rollout"), sampling=Sampling(32, stages=((2, 8), (4, 16), (None, 32))))
+    calls = tuple(staged if call.name == "rollout" else call for call in graph.calls)
+    workers, _ = simulate(place(replace(graph, calls=calls), 2, {}), 4)
+    opened = {m.step: m.max_new_tokens for m in workers.taken if isinstance(m, Open)}
+    assert opened == {0: 8, 1: 8, 2: 16, 3: 16, 4: 32}

@@ -25,7 +25,7 @@ ids = st.lists(st.integers(0, 2**60), max_size=8)
 messages = st.one_of(
     st.builds(SampleReady, text, st.integers(0, 9), ids, ids),
     st.builds(Failed, st.integers(0, 9), text, text, text),
-    st.builds(Open, st.integers(0, 9), text, text, st.integers(0, 9), st.integers(0, 9)),
+    st.builds(Open, st.integers(0, 9), text, text, st.integers(0, 9), st.integers(0, 9), st.integers(1, 9)),
     st.builds(
         DispatchDone,
         text,
