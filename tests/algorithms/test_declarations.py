@@ -29,10 +29,11 @@ def mismatches(decl, function):
     defaults = {
         name
         for name, parameter in parameters.items()
-        if name in declared and parameter.default is not Parameter.empty
+        if name in declared - set(decl.needs) and parameter.default is not Parameter.empty
     }
     found = []
-    if set(parameters) - set(options) - {"lengths"} != declared:
+    given = {"lengths", "mask"} if decl.kind == "loss" else {"lengths"}
+    if set(parameters) - set(options) - given != declared:
         found.append(f"parameters {set(parameters) - set(options)} are not the reads and needs {declared}")
     if options != dict(decl.options):
         found.append(f"options {options} are not {dict(decl.options)}")
@@ -54,11 +55,13 @@ def test_a_difference_is_noticed():
 
 PROBES = sorted({*(x + d for x in (-1.0, 0.0, 1.0) for d in (-1e-9, 0.0, 1e-9)), -7.0, 0.5, 7.0})
 VALUES = {
-    "lengths": torch.tensor([3]),
-    "rewards": torch.tensor([1.0]),
-    "group_ids": torch.tensor([0]),
+    "lengths": torch.tensor([1, 2]),
+    "rewards": torch.tensor([1.0, 2.0]),
+    "group_ids": torch.tensor([0, 0]),
     "loss_mask": torch.tensor([False, True, True]),
-    "finish_reason": ["stop"],
+    "finish_reason": ["stop", "length"],
+    "mask": torch.tensor([False, True, True]),
+    "chosen": torch.tensor([True, False]),
 }
 
 
@@ -67,7 +70,8 @@ def refused(name, option, value):
     of = load_callable(name)
     parameters = inspect.signature(of).parameters
     declared = [use.name for use in BUILTINS[name].reads] + list(BUILTINS[name].needs)
-    given = {key: VALUES.get(key, torch.zeros(3)) for key in [*declared, "lengths"] if key in parameters}
+    taken = [key for key in (*declared, "lengths", "mask") if key in parameters]
+    given = {key: VALUES.get(key, torch.zeros(3)) for key in taken}
     try:
         of(**given, **{option: value})
     except InputError as error:

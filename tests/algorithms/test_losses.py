@@ -22,8 +22,13 @@ LENGTHS = torch.tensor([4, 4])
 NO_ENTROPY = torch.zeros(8, dtype=torch.float64)
 
 
+def every(values):
+    """A mask of which all tokens count."""
+    return torch.ones(len(values), dtype=torch.bool)
+
+
 def loss(mode="token", **options):
-    terms = ppo_clip(NEW, OLD, ADVANTAGES, entropy=NO_ENTROPY, clip_low=0.2, clip_high=0.28, **options)
+    terms = ppo_clip(NEW, OLD, ADVANTAGES, MASK, clip_low=0.2, clip_high=0.28, **options)
     return aggregate(terms.per_token, MASK, LENGTHS, mode).item()
 
 
@@ -35,13 +40,13 @@ def test_ppo_values():
 
 def test_ppo_values_of_one_token_each():
     new, old, advantages = f64([-1, -2, -0.5, -1.5]), f64([-1.1, -1.5, -0.9, -1.5]), f64([1, -1, 2, -0.5])
-    terms = ppo_clip(new, old, advantages, entropy=torch.zeros(4))
+    terms = ppo_clip(new, old, advantages, every(new))
     assert terms.per_token.mean().item() == pytest.approx(-0.551293, abs=1e-5)
 
 
 def test_a_mask_ignored_would_be_noticed():
     """The control: with the last token counted, the value above does not come out."""
-    terms = ppo_clip(NEW, OLD, ADVANTAGES, entropy=NO_ENTROPY, clip_high=0.28)
+    terms = ppo_clip(NEW, OLD, ADVANTAGES, every(NEW), clip_high=0.28)
     assert abs(aggregate(terms.per_token, torch.ones_like(MASK), LENGTHS).item() - 0.508052) > 0.01
 
 
@@ -81,7 +86,7 @@ def test_gradients(kind):
 
     def total(new, entropy):
         options = {"kl_coef": 0.1, "kl": kind, "entropy_coef": 0.01, "dual_clip": 1.3}
-        return ppo_clip(new, old, advantages, ref, entropy=entropy, **options).per_token
+        return ppo_clip(new, old, advantages, every(new), ref, entropy=entropy, **options).per_token
 
     assert torch.autograd.gradcheck(total, (new, entropy))
 
@@ -89,7 +94,7 @@ def test_gradients(kind):
 def test_no_gradient_reaches_the_old_policy():
     old, ref, advantages = (torch.zeros(3, requires_grad=True) for _ in range(3))
     new = torch.full((3,), -0.1, requires_grad=True)
-    terms = ppo_clip(new, old, advantages, ref, entropy=torch.zeros(3), kl_coef=0.5)
+    terms = ppo_clip(new, old, advantages, every(new), ref, kl_coef=0.5)
     terms.per_token.sum().backward()
     assert old.grad is None and ref.grad is None and advantages.grad is None and new.grad is not None
 
@@ -97,14 +102,13 @@ def test_no_gradient_reaches_the_old_policy():
 def test_on_policy_gradient_is_that_of_reinforce():
     new = f64([-1.0, -2.0, -0.3]).requires_grad_()
     advantages = f64([1.5, -0.5, 2.0])
-    ppo_clip(new, new.detach(), advantages, entropy=torch.zeros(3)).per_token.sum().backward()
+    ppo_clip(new, new.detach(), advantages, every(new)).per_token.sum().backward()
     torch.testing.assert_close(new.grad, -advantages)
 
 
 def test_metrics():
-    terms = ppo_clip(
-        NEW, OLD, ADVANTAGES, OLD, entropy=NO_ENTROPY, clip_high=0.28, dual_clip=3.0, kl_coef=0.5, kl="k2"
-    )
+    options = {"clip_high": 0.28, "dual_clip": 3.0, "kl_coef": 0.5, "kl": "k2"}
+    terms = ppo_clip(NEW, OLD, ADVANTAGES, every(NEW), OLD, entropy=NO_ENTROPY, **options)
     metrics = terms.metrics
     assert set(metrics) == {"pg_clipfrac", "pg_clipfrac_lower", "ppo_kl", "kl_loss", "pg_loss"}
     # clipped: A > 0 above 1.28 (tokens 0 and 7), A < 0 below 0.8 (token 4)
@@ -119,7 +123,7 @@ def test_metrics():
 def test_result_has_the_dtype_of_the_model():
     """Advantages arrive in float64 and must not make a float32 loss slow."""
     new = torch.zeros(8, requires_grad=True)
-    terms = ppo_clip(new, OLD, ADVANTAGES, OLD, entropy=torch.zeros(8), kl_coef=0.1)
+    terms = ppo_clip(new, OLD, ADVANTAGES, MASK, OLD, entropy=torch.zeros(8), kl_coef=0.1)
     assert terms.per_token.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in terms.metrics.values())
 
@@ -127,7 +131,7 @@ def test_result_has_the_dtype_of_the_model():
 def test_extreme_ratios_stay_finite_in_float32():
     new = torch.tensor([-500.0, 0.0, -500.0, 0.0], requires_grad=True)
     old = torch.tensor([0.0, -500.0, 0.0, -500.0])
-    terms = ppo_clip(new, old, torch.tensor([1.0, 1, -1, -1]), entropy=torch.zeros(4))
+    terms = ppo_clip(new, old, torch.tensor([1.0, 1, -1, -1]), every(new))
     terms.per_token.sum().backward()
     assert terms.per_token.isfinite().all() and new.grad.isfinite().all()
 
@@ -145,7 +149,7 @@ def test_loss_does_not_depend_on_packing(lengths, seed, data):
         if not chosen:
             return 0.0
         new, old, advantages = torch.cat([rows[i] for i in chosen], dim=1)
-        return ppo_clip(new, old, advantages, entropy=torch.zeros_like(new)).per_token.sum().item()
+        return ppo_clip(new, old, advantages, every(new)).per_token.sum().item()
 
     whole = total(range(len(rows)))
     assert total(order[:cut]) + total(order[cut:]) == pytest.approx(whole, rel=1e-9, abs=1e-9)
@@ -156,12 +160,19 @@ def test_aggregate_leaves_out_empty_sequences():
     lengths = torch.tensor([2, 2, 1])
     assert aggregate(per_token, mask, lengths, "token").item() == pytest.approx(8 / 3)
     assert aggregate(per_token, mask, lengths, "sequence").item() == pytest.approx((1.5 + 5) / 2)
-    assert aggregate(per_token * torch.nan, ~mask & mask, lengths, "sequence").item() == 0.0
+    constant = aggregate(per_token, mask, lengths, {"constant": 10}).item()
+    assert constant == pytest.approx((1 + 2 + 5) / (10 * 2))
+    for mode in ("token", "sequence", {"constant": 10}):
+        assert aggregate(per_token * torch.nan, ~mask & mask, lengths, mode).item() == 0.0
+    for wrong in ("tokens", {"constant": 0}, {"other": 1}):
+        with pytest.raises(InputError, match="normalise"):
+            aggregate(per_token, mask, lengths, wrong)
 
 
 def test_sft():
     logprobs = torch.tensor([0.0, -1.0, -3.0], requires_grad=True)
-    assert aggregate(sft(logprobs).per_token, torch.tensor([False, True, True]), torch.tensor([3])) == 2.0
+    mask = torch.tensor([False, True, True])
+    assert aggregate(sft(logprobs, mask).per_token, mask, torch.tensor([3])) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -173,8 +184,9 @@ def test_sft():
         ({"kl_coef": 0.1}, "ref_logprobs"),
         ({"kl_coef": -0.1, "ref_logprobs": OLD}, "kl_coef must be a number >= 0, not -0.1"),
         ({"kl_coef": 0.1, "kl": "k4", "ref_logprobs": OLD}, "k4"),
+        ({"entropy_coef": 0.1}, "no entropy was given"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(InputError, match=message):
-        ppo_clip(NEW, OLD, ADVANTAGES, entropy=NO_ENTROPY, **options)
+        ppo_clip(NEW, OLD, ADVANTAGES, MASK, **options)
