@@ -113,9 +113,7 @@ def run_call(
         if call.decl.kind == "reward":
             work = run.reward(fn, values)
         else:
-            work = run.declared(fn, values, extents, dtypes)
-            if call.decl.state:
-                work = partial(work, state=dict(state or {}))
+            work = run.declared(fn, values, extents, dtypes, state or {})
         result = run.guarded(work)
         return run.checked(result)
     except BadValue as error:
@@ -149,9 +147,10 @@ class _Run:
         values: Mapping[str, Sequence[Any]],
         extents: Mapping[str, Extent],
         dtypes: Mapping[str, Dtype],
+        state: Mapping[str, Any],
     ) -> Callable[[], Any]:
         """A declared function, ready to be called on packed fields."""
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"state": dict(state)} if self.call.decl.state else {}
         for use in self.call.decl.reads:
             field = self.call.reads.get(use.name)  # an optional read that nothing writes is not there
             if field is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from realflow.errors import InputError
 from realflow.graph.builtins import BUILTINS, GENERATE, TRAIN_READS
 from realflow.graph.functions import resolve
+from realflow.graph.refill import REFILL, check_decider
 from realflow.graph.schema import (
     ANY_TEXT,
     FILE_NAME,
@@ -36,7 +37,16 @@ from realflow.graph.schema import (
     whole,
 )
 from realflow.graph.stages import LIMITS
-from realflow.graph.types import Call, FieldUse, FunctionDecl, ModelSpec, Normalise, Range, Sampling
+from realflow.graph.types import (
+    Call,
+    FieldUse,
+    FunctionDecl,
+    ModelSpec,
+    Normalise,
+    Range,
+    Refill,
+    Sampling,
+)
 
 OPS = ("generate", "infer", "train", "function")
 NORMALISE = ("token", "sequence")
@@ -44,6 +54,7 @@ _COMMON = ("op", "reads", "writes", "every")
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "generate": (
         "model", "batch", "samples", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat",
+        "refill",
     ),
     "infer": ("model", "use", "options"),
     "train": ("model", "use", "options", "minibatches", "normalise"),
@@ -113,6 +124,7 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
             minibatches=section.take("minibatches", whole(1), 1) if op == "train" else 1,
             every=section.take("every", STEPS, None),
             timeout=section.take("timeout", SECONDS, 60.0) if op == "function" else 60.0,
+            refill=_read_refill(section, folder) if op == "generate" and "refill" in section else None,
         ),
         frozenset(),
         sound,
@@ -163,6 +175,20 @@ def _read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | 
         section.problem(f"{use} is {word}; op {op} takes {_USE_WORDS[op]}", "use")
         return None
     return decl
+
+
+def _read_refill(section: Section, folder: Path | None) -> Refill | None:
+    """None where its function cannot be told: that is reported."""
+    section = section.section("refill")
+    decl = _read_use(section, "function", folder)
+    most = section.take("most", whole(1), Refill.most)
+    if decl is None:
+        return None
+    check_decider(section, decl)
+    call = Call(REFILL, "function", decl, options=_read_options(section, decl))
+    draft = _renamed(section, Draft(call, frozenset(), True))
+    section.close(("use", "most", "options", "reads"))
+    return Refill(draft.call, most) if draft.sound else None
 
 
 def _read_sampling(section: Section) -> Sampling:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from realflow.graph.builtins import PAIR_FIELDS, TRAIN_READS
 from realflow.graph.calls import Draft
 from realflow.graph.schema import Report, nearest
-from realflow.graph.types import EXTENTS, Call, DataSpec, Dtype, Extent, FieldUse
+from realflow.graph.types import EXTENTS, SIDES, Call, DataSpec, Dtype, Extent, FieldUse
 from realflow.graph.yamlfile import KeyPath
 
 DATA = "data"
@@ -73,12 +74,16 @@ def wire(drafts: Sequence[Draft], data: DataSpec, report: Report, *, known: bool
 
 def _columns(drafts: Sequence[Draft], data: DataSpec, report: Report) -> dict[str, Column]:
     """Every field with its one writer; a second writer is a problem."""
-    columns = {name: Column(name, DATA, "prompt", "any", (DATA, "fields", name)) for name in data.fields}
-    if data.tokenize is not None:
-        for name, dtype in (("tokens", "int"), ("loss_mask", "bool")):
-            if name in columns:
-                report.add((DATA, "fields", name), f"'tokenize' writes {name!r} already; remove it here")
-            columns[name] = Column(name, DATA, "token", dtype, (DATA, "tokenize"))  # type: ignore[arg-type]
+    texts = SIDES if data.pairs else ()  # what they become takes their place
+    columns = {
+        name: Column(name, DATA, "prompt", "any", (DATA, "fields", name))
+        for name in data.fields
+        if name not in texts
+    }
+    for use in _tokenized(data):
+        if use.name in columns:
+            report.add((DATA, "fields", use.name), f"'tokenize' writes {use.name!r} already; remove it here")
+        columns[use.name] = Column(use.name, DATA, use.extent, use.dtype, (DATA, "tokenize"))
     for draft in drafts:
         call = draft.call
         clashes: dict[str, list[FieldUse]] = {}
@@ -91,6 +96,14 @@ def _columns(drafts: Sequence[Draft], data: DataSpec, report: Report) -> dict[st
         for writer, uses in clashes.items():
             _report_clash(call, writer, uses, columns, report)
     return columns
+
+
+def _tokenized(data: DataSpec) -> tuple[FieldUse, ...]:
+    """What tokenized data writes of each sample; of pairs also which group it belongs to, and which of
+    the two it is."""
+    if data.tokenize is None:
+        return ()
+    return (*TRAIN_READS, *PAIR_FIELDS) if data.pairs else TRAIN_READS
 
 
 def _place(call: Call, use: FieldUse) -> KeyPath:
@@ -144,9 +157,9 @@ def _check_reads(draft: Draft, columns: Mapping[str, Column], complete: bool, re
             if complete:  # otherwise the call that could not be read may be its writer
                 report.add(
                     path,
-                    f"reads the field {word}, which nothing writes; {_missing_hint(name, call, columns)}",
+                    f"reads the field {word}, which nothing writes; {missing_hint(name, call, columns)}",
                 )
-        elif message := _mismatch(use, column):
+        elif message := mismatch(use, column):
             who = "data" if column.writer == DATA else f"call {column.writer}"
             report.add(path, f"reads the field {word} {message} (written by {who})")
     for option, name in call.decl.requires.items():
@@ -158,7 +171,7 @@ def _check_reads(draft: Draft, columns: Mapping[str, Column], complete: bool, re
             )
 
 
-def _missing_hint(name: str, call: Call, columns: Mapping[str, Column]) -> str:
+def missing_hint(name: str, call: Call, columns: Mapping[str, Column]) -> str:
     """Where a field could come from: never from the call itself."""
     if name in ("tokens", "loss_mask"):
         return "a generate call writes it, or data with 'tokenize: <model>'"
@@ -166,7 +179,7 @@ def _missing_hint(name: str, call: Call, columns: Mapping[str, Column]) -> str:
     return f"{advice} ('reads' renames; 'data.fields' adds a column)"
 
 
-def _mismatch(use: FieldUse, column: Column) -> str | None:
+def mismatch(use: FieldUse, column: Column) -> str | None:
     """What keeps a read from taking a field, or None."""
     coarser = EXTENTS.index(column.extent) <= EXTENTS.index(use.extent)
     if not coarser:
@@ -304,12 +317,28 @@ def _check_prompts(
                     f"reads the prompt {name!r}, which call {columns[name].writer} writes; "
                     f"prompts are read from the data: name a field of data.fields ({', '.join(data.fields)})",
                 )
-    if data.max_length is not None and data.tokenize is None and not rollouts and complete:
-        report.add(
-            (DATA, "max_length"),
-            "limits tokens of the data, but no call generates and the data is not tokenized; "
-            "set 'tokenize' to a model or remove it",
-        )
+    for call in rollouts:
+        if data.system is not None and not call.chat:
+            report.add(
+                ("calls", call.name, "chat"),
+                "found false, but data.system is a message before each prompt, which needs the chat template",
+            )
+    if data.tokenize is not None or rollouts or not complete:
+        return
+    for key, does in _OF_TEXT.items():
+        if getattr(data, key) is not None:
+            report.add(
+                (DATA, key),
+                f"{does}, but no call generates and the data is not tokenized; "
+                "set 'tokenize' to a model or remove it",
+            )
+
+
+_OF_TEXT = {
+    "max_length": "limits tokens of the data",
+    "over": "says what becomes of what is too long",
+    "system": "puts a message before each prompt",
+}
 
 
 def _check_periods(calls: Mapping[str, Call], columns: Mapping[str, Column], report: Report) -> None:

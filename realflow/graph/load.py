@@ -10,15 +10,19 @@ from typing import Any
 from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
+from realflow.graph.datasection import check_data_path, data_to_mapping, read_data
 from realflow.graph.filekinds import refuse_other
 from realflow.graph.follows import check_follows
 from realflow.graph.heads import check_heads
 from realflow.graph.lengths import check_lengths, check_trace, lengths_to_mapping, read_lengths
 from realflow.graph.params import apply_params, escape
+from realflow.graph.refill import refill_to_mapping
+from realflow.graph.refillwiring import wire_refill
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
-from realflow.graph.sections import check_data_path, read_data, read_models
+from realflow.graph.sections import read_models
 from realflow.graph.sizes import check_models, check_sizes
-from realflow.graph.types import Call, DataSpec, Graph, ModelSpec, OptimizerSpec, Sampling
+from realflow.graph.stages import plain_limits
+from realflow.graph.types import Call, DataSpec, Graph, LoraSpec, ModelSpec, OptimizerSpec, Sampling
 from realflow.graph.yamlfile import Document, load_yaml, parse_yaml
 
 TOP_KEYS = (
@@ -102,9 +106,11 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
     top.close(TOP_KEYS)
 
     # What could not be read is reported; what follows from it alone would hide it.
-    known = data_section.sound and "fields" in data_section
+    known = data_section.sound and ("fields" in data_section or bool(data.sources))
     complete = calls_section.sound and bool(drafts) and all(draft.sound for draft in drafts)
     wiring = wire(drafts, data, report, known=known)
+    calls = wire_refill(wiring.calls, wiring.columns, report, complete=complete and known)
+    wiring = replace(wiring, calls=calls)
     prompts, samples = 1, 1
     if complete:
         check_models(models, wiring.calls, data, report)
@@ -153,8 +159,11 @@ def _beside(model: ModelSpec, folder: Path | None) -> ModelSpec:
 
 def _needs_folder(data: DataSpec, calls: Sequence[Call]) -> bool:
     """Whether anything is imported from, or read beside, the graph file."""
-    relative = data.path is not None and not Path(data.path).is_absolute()
-    return relative or ":" in data.source or any(":" in call.decl.name for call in calls)
+    for part in data.parts:
+        if ":" in part.source or (part.path is not None and not Path(part.path).is_absolute()):
+            return True
+    deciders = [call.refill.call for call in calls if call.refill is not None]
+    return any(":" in call.decl.name for call in (*calls, *deciders))
 
 
 def graph_to_mapping(graph: Graph) -> dict[str, Any]:
@@ -164,7 +173,7 @@ def graph_to_mapping(graph: Graph) -> dict[str, Any]:
     if graph.params:
         result["params"] = dict(graph.params)
     result["models"] = {name: _model_mapping(model) for name, model in graph.models.items()}
-    result["data"] = _data_mapping(graph.data)
+    result["data"] = data_to_mapping(graph.data)
     result["calls"] = {call.name: _call_mapping(call) for call in graph.calls}
     result |= {"max_staleness": graph.max_staleness, "steps": graph.steps, "seed": graph.seed}
     if graph.checkpoint_every is not None:
@@ -195,18 +204,11 @@ def _model_mapping(model: ModelSpec) -> dict[str, Any]:
             spec, OptimizerSpec(), *(key for key in OptimizerSpec.__dataclass_fields__ if key != "name")
         )
         result["optimizer"] = {"name": spec.name, "lr": spec.lr} | changed
-    return result
-
-
-def _data_mapping(data: DataSpec) -> dict[str, Any]:
-    default = DataSpec("", {})
-    result = {"source": data.source} | _changed(data, default, "task", "path", "options", "size")
-    result["fields"] = dict(data.fields)
-    result |= _changed(data, default, "unique", "shuffle", "tokenize", "max_length", "chat")
-    if data.test or data.use != "train":
-        result["split"] = {"test": data.test, "use": data.use}
-    if data.batch is not None:
-        result["batch"] = str(data.batch)
+    if model.lora is not None:
+        result["lora"] = {"rank": model.lora.rank, "alpha": model.lora.alpha}
+        if model.lora.targets:
+            result["lora"]["targets"] = list(model.lora.targets)
+        result["lora"] |= _changed(model.lora, LoraSpec(1, 1), "save")
     return result
 
 
@@ -218,15 +220,19 @@ def _call_mapping(call: Call) -> dict[str, Any]:
     if call.batch is not None:
         result |= {"batch": str(call.batch), "samples": call.samples}
     if call.sampling is not None:
-        result["max_new_tokens"] = call.sampling.max_new_tokens
+        result["max_new_tokens"] = plain_limits(
+            call.sampling.stages or ((None, call.sampling.max_new_tokens),)
+        )
         result |= _changed(call.sampling, Sampling(1), "temperature", "top_k", "top_p", "stop")
     result |= _changed(call, default, "chat", "minibatches", "timeout")
+    if call.refill is not None:
+        result["refill"] = refill_to_mapping(call.refill)
     if call.every is not None:
         result["every"] = f"{call.every} steps"
     options = {key: value for key, value in call.options.items() if key in call.decl.options}
     if changed := {key: value for key, value in options.items() if _differs(value, call.decl.options[key])}:
         result["options"] = changed
-    if call.op == "train" and call.options.get("normalise") != "token":
+    if call.op == "train" and call.options.get("normalise") != call.decl.normalise:
         result["normalise"] = call.options["normalise"]
     for key, uses in (("reads", call.decl.reads), ("writes", call.decl.writes)):
         fields = {use.name: use.field for use in uses}

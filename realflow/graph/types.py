@@ -27,6 +27,9 @@ Normalise = str | Mapping[str, float]
 
 EXTENTS: tuple[Extent, ...] = ("prompt", "sample", "token")  # coarse to fine
 
+SIDES = ("chosen", "rejected")
+"""Fields of the data that make a pair, that of its first sample before that of its second."""
+
 PROMPT_TOKENS = 1024
 """Tokens of the longest prompt, where the data section sets no `max_length`."""
 
@@ -230,7 +233,9 @@ class DataSpec:
 
     `fields` maps a graph field to a column of the source, or to a value inside one (`extra.answer`).
     With `tokenize` (a model's name) the data itself writes `tokens` and `loss_mask` from `prompt` and
-    `completion`, in the chat template of that model where `chat` is true and it has one. `max_length` is
+    `completion`, in the chat template of that model where `chat` is true and it has one. With `chosen` and
+    `rejected` in place of `completion` each prompt has these two samples (`pairs`), and the data writes
+    `group_id` and, true for the first of the two, `chosen`. `max_length` is
     in tokens: of a prompt that is generated from, and of a tokenized pair; `over` says what becomes of a
     longer one (None: an error for a prompt, and a pair is cut). `system` is a message that is put before
     each prompt. `split` keeps the distinct values of the column `unique` apart: `test` is the held-out
@@ -258,6 +263,11 @@ class DataSpec:
     system: str | None = None
     over: Over | None = None
     sources: tuple[PartSpec, ...] = ()
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each prompt has two samples: tokenized completions, the chosen and the rejected one."""
+        return self.tokenize is not None and self.fields.keys() >= set(SIDES)
 
     @property
     def prompt_tokens(self) -> int:
@@ -311,7 +321,8 @@ class Call:
     an optional read that nothing writes is left out). A train call also has `tokens` and
     `loss_mask` there, and in `options` its `normalise`; the function itself takes none of these.
     `temperature` is, for a call that computes logprobs, that of the rollout whose tokens it reads.
-    `every` is in steps (None: each step). `timeout` is in seconds, for function calls.
+    `every` is in steps (None: each step). `timeout` is in seconds, for function calls. `refill`, of a
+    generate call, says which groups are replaced by others.
     """
 
     name: str
@@ -329,11 +340,24 @@ class Call:
     temperature: float = 1.0
     every: int | None = None
     timeout: float = 60.0
+    refill: Refill | None = None
 
     @property
     def whole_groups(self) -> bool:
         """Whether the samples of a prompt must stay together: its loss looks at them all."""
         return self.op == "train" and self.decl.scope == "group"
+
+
+@dataclass(frozen=True)
+class Refill:
+    """Groups that leave a step, and new prompts in their place.
+
+    `call` (of a function that writes a bool for each sample) says which groups stay: those of which it
+    chooses any sample. Prompts are drawn in at most `most` rounds; then the step has what it has.
+    """
+
+    call: Call
+    most: int = 3
 
 
 @dataclass(frozen=True)

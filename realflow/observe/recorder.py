@@ -43,9 +43,9 @@ class RunFiles:
             self._trace.span(span.rank, span.name, span.start, span.end)
         self._samples.write(done.rows)
 
-    def step(self, step: int, start: float, end: float) -> dict[str, float]:
-        """Write and return the metrics of a step."""
-        metrics = self._collector.finish(step, start, end)
+    def step(self, step: int, start: float, end: float, told: Mapping[str, float]) -> dict[str, float]:
+        """Write and return the metrics of a step, those `told` among them."""
+        metrics = {**self._collector.finish(step, start, end), **told}
         self._metrics.step(step, metrics)
         return metrics
 

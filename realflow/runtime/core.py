@@ -15,7 +15,9 @@ Rules, in the order in which they are applied:
   lack them, from all that have them (`realflow.runtime.weights`);
 - every ordered message carries a number that grows; each rank executes in that order;
 - a field is freed when the last call that reads it has finished the step;
-- a function that keeps something from step to step runs when it has run in the steps before.
+- a function that keeps something from step to step runs when it has run in the steps before;
+- where groups are replaced, a round is decided when it is known of all its groups whether they stay, and
+  the next step opens when the one before draws no more prompts: timing decides nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Mapping
 from realflow.graph.types import Call, Graph
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge
+from realflow.runtime.added import completed
 from realflow.runtime.assign import Cost
 from realflow.runtime.carried import Carried, State, at_start, state_for
 from realflow.runtime.dispatches import Dispatch, Dispatches, Stream, replica_of, replicas, stuck
@@ -54,7 +57,7 @@ from realflow.runtime.messages import (
 )
 from realflow.runtime.orders import Orders
 from realflow.runtime.readiness import StepReadiness
-from realflow.runtime.record import with_record
+from realflow.runtime.rounds import numbers, too_few
 from realflow.runtime.weights import Weights, kept
 
 
@@ -71,14 +74,14 @@ class Core:
     ) -> None:
         """`costs`: model -> estimated time of a sequence; tokens alone where it is not given. `carried` is
         what the steps before `start_step` have left."""
-        self.plan = with_record(plan)
+        self.plan = completed(plan)
         self.graph: Graph = self.plan.graph
         self._carried = carried or at_start(self.graph, start_step)
         self.weights = Weights(self.plan, start_step)
         self._orders = Orders(self.graph, self.plan.calls, costs or {})
         self._dispatches = Dispatches(self.plan)
         self._streams: dict[str, Stream] = {}
-        self._next_step = start_step
+        self._next_step, self._next_prompt = start_step, self._carried.next_prompt
         self._steps: dict[int, StepReadiness] = {}
         self._begun: dict[int, float] = {}
         self._closing: dict[int, StepDone] = {}
@@ -137,11 +140,14 @@ class Core:
         if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
             if step.calls[dispatch.call].decl.state:
                 step.states[dispatch.call] = event.state
+            step.dropped.update(event.dropped)
             step.produced(dispatch.call, event.rank, dispatch.ids.get(event.rank, ()))
         if self._dispatches.done(dispatch, event.rank, now):
             self._streams.pop(dispatch.name, None)
             self._dispatch_over(dispatch)
             self._close_steps()
+        if step is not None and step.decided:
+            self._settle(step)
         self._advance(now)
 
     def _dispatch_over(self, dispatch: Dispatch) -> None:
@@ -153,12 +159,34 @@ class Core:
             return
         call = step.calls[dispatch.call]
         if not step.all_done(call.name):
-            assert call.op == "function", f"{dispatch.name} ended without all of its samples"
+            assert call.op == "function" or step.refill, f"{dispatch.name} ended without all of its samples"
+        self._finish(step, call)
+
+    def _finish(self, step: StepReadiness, call: Call) -> None:
+        """A call has finished a step when all samples are reported, and nothing of it is under way."""
+        under_way = self._dispatches.of_call(step.step, call.name)
+        if call.name in step.finished or under_way or not step.all_done(call.name):
             return
         step.finished.add(call.name)
         if call.op == "train":
             self.weights.trained(call)
         self._free(step, call)
+
+    def _settle(self, step: StepReadiness) -> None:
+        """A round is decided: groups leave the step, and others are drawn, or the step has its groups."""
+        assert step.refill is not None
+        for ranks, message in self._orders.dropped(step, step.settle()):
+            self._out.extend(To(rank, message) for rank in ranks)
+        lacking = self.graph.prompts - len(step.groups)
+        if lacking and step.round + 1 < step.refill.most:
+            step.draw(lacking)
+            self._next_prompt = step.next_prompt
+        elif problem := too_few(step):
+            self._fail(problem)
+        else:
+            step.close()
+            for call in step.calls.values():
+                self._finish(step, call)
 
     # ---- scheduling ---------------------------------------------------------------------------
 
@@ -193,17 +221,19 @@ class Core:
         index = self._next_step
         if index >= self.graph.steps or len(self._steps) > self.graph.max_staleness:
             return False
-        self._steps[index] = StepReadiness(self.graph, index)
+        if not all(step.closed for step in self._steps.values()):
+            return False
+        step = self._steps[index] = StepReadiness(self.graph, index, self._next_prompt)
         self._begun[index] = now
-        self._next_step += 1
+        self._next_step, self._next_prompt = index + 1, step.next_prompt
         return True
 
     def _end_step(self, index: int, now: float) -> None:
-        states = self._steps.pop(index).states
-        self._carried = Carried((index + 1) * self.graph.prompts, {**self._carried.states, **states})
+        step = self._steps.pop(index)
+        self._carried = Carried(step.next_prompt, {**self._carried.states, **step.states})
         for edge in self.weights.following(index):
             self._follow(edge, index, now)
-        self._closing[index] = StepDone(index, self._begun.pop(index), now)
+        self._closing[index] = StepDone(index, self._begun.pop(index), now, numbers(step))
         self._close_steps()
         every = self.graph.checkpoint_every
         last = index + 1 == self.graph.steps
@@ -237,21 +267,23 @@ class Core:
             ids = [sample for unit in step.take(call.name) for sample in unit]
             edge = self.weights.edge(call)
             if edge is not None:
-                self._move(edge, step.step, now)
+                self._move(edge, step, now)
             self.weights.used(call)
             if call.op == "generate":
                 self._open_stream(step, call, ids, now)
             else:
                 held, messages = self._orders.spread(self._order + 1, step, call, ids)
-                self._start(f"{call.name}@{step.step}", step.step, call.name, held, now)
+                self._start(step.name(call.name), step.step, call.name, held, now)
                 self._out.extend(To(rank, message) for rank, message in messages.items())
 
-    def _move(self, edge: Edge, step: int, now: float) -> None:
+    def _move(self, edge: Edge, step: StepReadiness, now: float) -> None:
         """Order the reallocation of an edge before the call that needs it."""
         what = f"realloc:{edge.into}:{edge.call}"
         name = f"{what}@v{self.weights.version(edge.model)}"
         if self.graph.max_staleness:  # where several of one version may be under way
-            name += f".{step}"
+            name += f".{step.step}"
+        if step.round:
+            name += f".{step.round}"
         self._reallocate(edge, what, name, -1, now)
         self.weights.moved(edge)
 
@@ -272,7 +304,7 @@ class Core:
 
     def _open_stream(self, step: StepReadiness, call: Call, ids: list[int], now: float) -> None:
         where = self.plan.calls[call.name]
-        name = f"{call.name}@{step.step}"
+        name = step.name(call.name)
         self._start(name, step.step, call.name, {rank: [] for rank in where.ranks}, now)
         assert call.sampling is not None
         version, limit = self.weights.version(call.model), call.sampling.limit(step.step)

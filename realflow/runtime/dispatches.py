@@ -113,10 +113,12 @@ class Dispatches:
         for dispatch in self._open.values():
             step = steps.get(dispatch.step)
             if step is not None and dispatch.call in step.calls and not dispatch.call.startswith(":"):
-                shown.append(
-                    (dispatch.name, dispatch.step, len(step.owners[dispatch.call]), step.stop - step.first)
-                )
+                shown.append((dispatch.name, dispatch.step, len(step.owners[dispatch.call]), step.total))
         return shown
+
+    def of_call(self, step: int, call: str) -> bool:
+        """Whether a dispatch of a call in a step is under way."""
+        return any(d.step == step and d.call == call for d in self._open.values())
 
     # ---- trouble ------------------------------------------------------------------------------
 

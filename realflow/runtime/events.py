@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from realflow.planfile.holdings import Edge
 from realflow.runtime.carried import Carried
@@ -48,11 +48,13 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """All calls of a step have ended, at `ended`, and models that follow at its end have followed."""
+    """All calls of a step have ended, at `ended`, and models that follow at its end have followed.
+    `metrics` are those that only the core knows."""
 
     step: int
     started: float
     ended: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

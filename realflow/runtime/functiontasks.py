@@ -5,10 +5,11 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from realflow.engines.functions import FunctionError, Progress, load_callable, run_call
+from realflow.engines.functions import FunctionError, Outcome, Progress, load_callable, run_call
+from realflow.graph.refill import REFILL
 from realflow.graph.types import Call
 from realflow.planfile import Plan
 from realflow.runtime.fields import DataFields, Inputs, folder_of
@@ -21,6 +22,13 @@ from realflow.runtime.store import FieldStore
 
 GRACE_SECONDS = 3.0
 """How long after its time limit a function may live before the process is ended by force."""
+
+
+def returning(call: Call) -> Call:
+    """The call as its function is run: a decision has its field, which no other call reads."""
+    if call.name != REFILL:
+        return call
+    return replace(call, writes={use.name: use.name for use in call.decl.writes})
 
 
 @dataclass(frozen=True)
@@ -55,29 +63,12 @@ class FunctionTasks:
         if call.name == RECORD:
             self._link.send(DispatchDone(message.dispatch, self._rank, rows=self._rows(call, ids, message)))
             return
-        if call.name not in self._functions:
-            self._functions[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
-        values = self._inputs.values(call, ids)
-        with spans:
-            self._running = _Running(message.dispatch, call, ids, time.monotonic())
-            # A function that never lets go of the interpreter (a backtracking regex) stops the watchdog
-            # too; this timer is not Python: it prints where everything stands and ends the process.
-            faulthandler.dump_traceback_later(call.timeout + GRACE_SECONDS, exit=True)
-            try:
-                outcome = run_call(
-                    self._functions[call.name],
-                    call,
-                    ids,
-                    values,
-                    message.lengths or self._lengths(call, ids, values),
-                    self._graph.extents,
-                    self._graph.dtypes,
-                    progress=self._progress,
-                    state=message.state,
-                )
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-                self._running = None
+        outcome, values = self._run(call, ids, message, spans)
+        if call.name == REFILL:
+            dropped = self._dropped(call, ids, outcome)
+            done = DispatchDone(message.dispatch, self._rank, spans=spans.merged, dropped=dropped)
+            self._link.send(done)
+            return
         for name, column in outcome.fields.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
         mask = call.reads.get("loss_mask")
@@ -94,6 +85,41 @@ class FunctionTasks:
                 state=outcome.state,
             )
         )
+
+    def _run(
+        self, call: Call, ids: Sequence[int], message: Execute, spans: Spans
+    ) -> tuple[Outcome, dict[str, list[Any]]]:
+        """Run the function of a call; returns what it came to, and what it read."""
+        if call.name not in self._functions:
+            self._functions[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
+        values = self._inputs.values(call, ids)
+        with spans:
+            self._running = _Running(message.dispatch, call, ids, time.monotonic())
+            # A function that never lets go of the interpreter (a backtracking regex) stops the watchdog
+            # too; this timer is not Python: it prints where everything stands and ends the process.
+            faulthandler.dump_traceback_later(call.timeout + GRACE_SECONDS, exit=True)
+            try:
+                outcome = run_call(
+                    self._functions[call.name],
+                    returning(call),
+                    ids,
+                    values,
+                    message.lengths or self._lengths(call, ids, values),
+                    self._graph.extents,
+                    self._graph.dtypes,
+                    progress=self._progress,
+                    state=message.state,
+                )
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                self._running = None
+        return outcome, values
+
+    def _dropped(self, call: Call, ids: Sequence[int], outcome: Outcome) -> list[int]:
+        """The groups of which a decision has chosen no sample."""
+        (chosen,) = outcome.fields.values()
+        kept = {sample // self._graph.samples for sample, stays in zip(ids, chosen, strict=True) if stays}
+        return sorted({sample // self._graph.samples for sample in ids} - kept)
 
     def _lengths(self, call: Call, ids: Sequence[int], values: Mapping[str, Sequence[Any]]) -> list[int]:
         """Tokens of each sample where the master does not know them: they come from the data, or

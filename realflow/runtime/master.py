@@ -74,8 +74,8 @@ class Observer(Protocol):
     def report(self, step: int, call: str, done: DispatchDone) -> None:
         """A rank's report of a dispatch; `step` is -1 for what happens between steps."""
 
-    def step(self, step: int, start: float, end: float) -> dict[str, float]:
-        """A step has ended (seconds since the epoch); returns its metrics."""
+    def step(self, step: int, start: float, end: float, told: Mapping[str, float]) -> dict[str, float]:
+        """A step has ended (seconds since the epoch); returns its metrics, those `told` among them."""
 
     def checkpoint(self, number: int, files: Mapping[str, str], carried: Carried) -> Path:
         """All parts of the checkpoint after `number` steps are written: give it its final name."""
@@ -306,9 +306,9 @@ class Master:
                 self._send(instruction)
             case Prepare(edge=edge):
                 self._slices.prepare([edge])
-            case StepDone(step=step, started=started, ended=ended):
+            case StepDone(step=step, started=started, ended=ended, metrics=told):
                 since = time.time() - time.monotonic()
-                metrics = self.files.step(step, since + started, since + ended)
+                metrics = self.files.step(step, since + started, since + ended, told)
                 seconds = metrics["timing_s/step"]
                 self.emit({"kind": "step", "step": step, "seconds": seconds, "metrics": metrics})
             case Saved(step=step, files=files, carried=carried):

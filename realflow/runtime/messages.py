@@ -52,7 +52,7 @@ class DispatchDone:
     master. `values`: name -> number that is the same on all ranks. `spans`: [start, end] in seconds
     since the epoch in which the rank computed. `rows`: records for samples.jsonl. `files`: name ->
     sha256 of what a save wrote. `means`: name -> [sum, count] of what a function told over its samples.
-    `state`: what a function keeps for the next step.
+    `state`: what a function keeps for the next step. `dropped`: groups that are to leave the step.
     """
 
     dispatch: str
@@ -64,6 +64,7 @@ class DispatchDone:
     files: dict[str, str] = field(default_factory=dict)
     means: dict[str, list[float]] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    dropped: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

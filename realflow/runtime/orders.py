@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from realflow.data.balance import minibatches
 from realflow.graph.types import Call, Graph
 from realflow.planfile import CallPlan
-from realflow.runtime.assign import Cost, divide, near_owner
+from realflow.runtime.assign import Cost, divide, near_owner, together
 from realflow.runtime.carried import State
 from realflow.runtime.dispatches import replicas
 from realflow.runtime.messages import Execute, Free
@@ -62,13 +62,16 @@ class Orders:
         else:
             cost = self._costs.get(str(call.model), float)
             known = step.lengths[source] if source else {}
-            parts = [divide(batch, known, where.layout.dp, cost) for batch in batches]
+            parts = [
+                divide(batch, known, where.layout.dp, cost, together(self._graph, call, batch))
+                for batch in batches
+            ]
         shards = [[part[dp] for part in parts] for dp in range(where.layout.dp)]
         flat = [[sample for shard in mine for sample in shard] for mine in shards]
         held: dict[int, list[int]] = {rank: [] for rank in where.ranks}
         for dp, rank in enumerate(replicas(where)):
             held[rank] = ([] if dp else ids) if whole else flat[dp]
-        name = f"{call.name}@{step.step}"
+        name = step.name(call.name)
         inputs = [self._inputs(step, call, mine) for mine in flat]
         lengths = [self._lengths(step, call, mine) for mine in flat]
         sent = {}
@@ -92,6 +95,17 @@ class Orders:
                 ranks = tuple(sorted({rank for user in users for rank in self._calls[user].ranks}))
                 by_ranks.setdefault(ranks, []).append(name)
         return [(ranks, Free(sorted(names), step.first, step.stop)) for ranks, names in by_ranks.items()]
+
+    def dropped(self, step: StepReadiness, groups: Sequence[int]) -> list[tuple[tuple[int, ...], Free]]:
+        """What the calls that saw a round have of the groups that leave the step, as in `freed`."""
+        names: list[str] = []
+        users: set[str] = set()
+        for call in (step.calls[name] for name in sorted(step.judges)):
+            names += call.writes.values()
+            users.add(call.name)
+        ranks = tuple(sorted({rank for user in users for rank in self._calls[user].ranks}))
+        spans = [step.samples_of([group]) for group in groups]
+        return [(ranks, Free(sorted(names), span[0], span[-1] + 1)) for span in spans]
 
     def _lengths(self, step: StepReadiness, call: Call, ids: Sequence[int]) -> list[int]:
         """Tokens of each sample as `call` sees it; nothing where only workers can know."""

@@ -20,6 +20,7 @@ import zmq
 from realflow.errors import InputError, RealFlowError
 from realflow.planfile import Plan
 from realflow.planfile.types import TRACK_MEMORY
+from realflow.runtime.added import completed
 from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
 from realflow.runtime.directory import remove_partial
@@ -30,7 +31,6 @@ from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import STARTUP, MasterLink
 from realflow.runtime.messages import Execute, Failed, Free, Halt, Hello, Open, Ready, Reallocate, Save
 from realflow.runtime.modeltasks import ModelTasks
-from realflow.runtime.record import with_record
 from realflow.runtime.store import FieldStore
 from realflow.runtime.streams import Streams
 from realflow.runtime.tracking import Watch
@@ -43,7 +43,7 @@ class Worker:
     def __init__(
         self, plan: Plan, run_dir: Path, identity: Identity, mpi: Mpi, checkpoint: Path | None
     ) -> None:
-        self.plan = with_record(plan)
+        self.plan = completed(plan)
         self._checkpoint = checkpoint
         self.run_dir, self.identity, self.rank = run_dir, identity, identity.rank
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from realflow.graph.refill import REFILL
 from realflow.graph.types import (
     Call,
     DataSpec,
@@ -12,6 +13,7 @@ from realflow.graph.types import (
     Graph,
     ModelSpec,
     OptimizerSpec,
+    Refill,
     Sampling,
 )
 from realflow.layout import Layout
@@ -53,6 +55,8 @@ def grpo(
     train_every: int | None = None,
     probe: str | None = None,
     keeps: int | None = None,
+    refill: int | None = None,
+    graded: str | None = None,
 ) -> Graph:
     """rollout -> reward -> credit -> train, with a reference model.
 
@@ -60,7 +64,8 @@ def grpo(
     (its fields have other names) with a call `grade` that reads its text, in the order of the graph
     before everything else; `train_every` that of training. `probe` is the model of a call of that name
     that infers on the rollout's tokens, and whose results nobody reads. `keeps` is the period of a call
-    `adapt` that keeps, from step to step, in which steps it has run.
+    `adapt` that keeps, from step to step, in which steps it has run. `refill` is in how many rounds groups
+    may be replaced, by their rewards and, where `graded` names a model, by what it infers too.
     """
     tokens, logprobs = GENERATED[0], GENERATED[1]
     rewards = FieldUse("rewards", "rewards", "sample", "float")
@@ -93,6 +98,16 @@ def grpo(
     if probe is not None:
         probed = FieldUse("probed", "probed", "token", "float")
         calls.append(_call("probe", "infer", (tokens,), (probed,), model=probe))
+    judged = (rewards,)
+    if graded is not None:
+        graded_by = FieldUse("graded", "graded", "sample", "float")
+        calls.append(_call("judge", "infer", (tokens,), (graded_by,), model=graded))
+        judged = (rewards, graded_by)
+    if refill is not None:
+        stays = FieldUse("mixed", "mixed", "sample", "bool")
+        decides = _call(REFILL, "function", judged, (stays,), scope="group")
+        at = [call.name for call in calls].index("rollout")
+        calls[at] = replace(calls[at], refill=Refill(decides, refill))
     if keeps is not None:
         coef = FieldUse("coef", "coef", "sample", "float")
         more = {"scope": "batch", "every": keeps, "state": {"steps": []}}

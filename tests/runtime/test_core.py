@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
 
+from realflow.graph.refill import REFILL
 from realflow.graph.types import Follow, Sampling
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge, Held, follow_edges, held_by, holdings, planned_edges, put_away
+from realflow.runtime.added import completed
 from realflow.runtime.core import Core
 from realflow.runtime.dispatches import Dispatches, replicas
 from realflow.runtime.events import Abort, Event, Finished, Prepare, Saved, StepDone, Tick, To, WorkerLost
@@ -45,7 +48,9 @@ class Workers:
     """
 
     def __init__(self, plan: Plan, seed: int) -> None:
-        self.plan = with_record(plan)
+        self.plan = completed(plan)
+        self.drops: Callable[[int], bool] = lambda group: False
+        """Whether a group is to leave the step."""
         self.random = random.Random(seed)
         self.ordered: dict[int, deque[object]] = defaultdict(deque)
         self.functions: dict[int, deque[Execute]] = defaultdict(deque)
@@ -114,8 +119,8 @@ class Workers:
         possible: list[Event] = []
         for rank, queue in self.functions.items():
             if queue:
-                state = self._state_after(queue[0])
-                possible.append(DispatchDone(queue[0].dispatch, rank, state=state))
+                state, dropped = self._state_after(queue[0]), self._dropped(queue[0])
+                possible.append(DispatchDone(queue[0].dispatch, rank, state=state, dropped=dropped))
         for rank, queue in self.ordered.items():
             if not queue:
                 continue
@@ -143,6 +148,12 @@ class Workers:
             assert message.state == {}
             return {}
         return {"steps": [*message.state["steps"], message.step]}
+
+    def _dropped(self, message: Execute) -> list[int]:
+        if message.call != REFILL:
+            return []
+        groups = {sample // self.plan.graph.samples for sample in message.shards[0]}
+        return sorted(group for group in groups if self.drops(group))
 
     def _others_there(self, head: object) -> bool:
         """A collective can end only once every rank that has it queued has come to it."""
@@ -207,14 +218,19 @@ class Workers:
 
 
 def simulate(
-    plan: Plan, seed: int, limit: int = 20_000, history: list[object] | None = None
+    plan: Plan,
+    seed: int,
+    limit: int = 20_000,
+    history: list[object] | None = None,
+    drops: Callable[[int], bool] = lambda group: False,
 ) -> tuple[Workers, list[object]]:
     """Run to the end; every instruction that is not for a worker is returned in order.
 
-    `history` takes the events too, with what each led to after it.
+    `history` takes the events too, with what each led to after it. `drops` says which groups leave.
     """
     history = [] if history is None else history
     core, workers, told = Core(plan), Workers(plan, seed), []
+    workers.drops = drops
     pending: list[Event] = [Ready(rank, 0.1) for rank in range(plan.world_size)]
     workers.random.shuffle(pending)
     now = 0.0
