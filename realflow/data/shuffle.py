@@ -17,18 +17,18 @@ def permute(place: int, size: int, *, seed: int, epoch: int = 0) -> int:
     assert 0 <= place < size, (place, size)
     half = max(3, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    key = _mix(_mix(seed & _MASK) ^ (epoch & _MASK))
-    keys = [_mix(key + number) for number in range(_ROUNDS)]
+    key = mix(mix(seed & _MASK) ^ (epoch & _MASK))
+    keys = [mix(key + number) for number in range(_ROUNDS)]
     while True:
         left, right = place >> half, place & mask
         for round_key in keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
         place = left << half | right
         if place < size:
             return place
 
 
-def _mix(value: int) -> int:
+def mix(value: int) -> int:
     """splitmix64 (Steele, Lea and Flood 2014): each bit of the result depends on all of `value`."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from realflow.graph.datasection import source_line
 from realflow.graph.layered import Layered, Point, arrange
 from realflow.graph.types import Call, Graph
 from realflow.graph.words import explain_batch
@@ -56,7 +57,7 @@ def edges(graph: Graph) -> tuple[Edge, ...]:
 def to_mermaid(graph: Graph) -> str:
     """The graph as a mermaid flowchart."""
     names = {DATA: "n0"} | {call.name: f"n{index + 1}" for index, call in enumerate(graph.calls)}
-    lines = ["flowchart TD", f'    n0[("data<br/>{_mermaid_text(_source_line(graph))}")]']
+    lines = ["flowchart TD", f'    n0[("data<br/>{_mermaid_text(source_line(graph.data))}")]']
     for call in graph.calls:
         body = "<br/>".join(_mermaid_text(line) for line in (call.name, *_details(call)))
         lines.append(f'    {names[call.name]}["{body}"]:::{call.op}')
@@ -74,11 +75,6 @@ def _mermaid_text(text: str) -> str:
     return escape(text.replace("#", "\0"), quote=True).replace("&", "#").replace("\0", "#35;")
 
 
-def _source_line(graph: Graph) -> str:
-    data = graph.data
-    return f"{data.source}: {data.task or data.path}" if data.task or data.path else data.source
-
-
 def _details(call: Call) -> tuple[str, ...]:
     """What a box says under the call's name."""
     of = {"generate": f"{call.model} generates", "infer": f"{call.model}: {call.decl.name}"}
@@ -87,7 +83,8 @@ def _details(call: Call) -> tuple[str, ...]:
     )
     extra = []
     if call.op == "generate" and call.sampling is not None:
-        extra.append(f"{call.batch}, {call.samples} each, up to {call.sampling.max_new_tokens} tokens")
+        limits = [limit for _, limit in call.sampling.stages] or [call.sampling.max_new_tokens]
+        extra.append(f"{call.batch}, {call.samples} each, up to {', then '.join(map(str, limits))} tokens")
     if call.op == "train":
         extra.append(f"{call.minibatches} minibatch{'es' if call.minibatches > 1 else ''}")
     if call.op == "function" and call.decl.scope != "sample":
@@ -100,7 +97,7 @@ def _details(call: Call) -> tuple[str, ...]:
 def to_svg(graph: Graph) -> str:
     """The graph as one SVG file that needs nothing else: calls as boxes, fields on the edges."""
     texts = {call.name: (call.name, *_details(call)) for call in graph.calls}
-    texts[DATA] = (DATA, _source_line(graph))
+    texts[DATA] = (DATA, source_line(graph.data))
     ops = {call.name: call.op for call in graph.calls} | {DATA: DATA}
     links = edges(graph)
     labels = [_wrapped(edge.fields) for edge in links]

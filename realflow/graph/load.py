@@ -160,10 +160,15 @@ def _beside(model: ModelSpec, folder: Path | None) -> ModelSpec:
 def _needs_folder(data: DataSpec, calls: Sequence[Call]) -> bool:
     """Whether anything is imported from, or read beside, the graph file."""
     for part in data.parts:
-        if ":" in part.source or (part.path is not None and not Path(part.path).is_absolute()):
+        if _users(part.source) or (part.path is not None and not Path(part.path).is_absolute()):
             return True
     deciders = [call.refill.call for call in calls if call.refill is not None]
-    return any(":" in call.decl.name for call in (*calls, *deciders))
+    return any(_users(call.decl.name) for call in (*calls, *deciders))
+
+
+def _users(name: str) -> bool:
+    """Whether a function is the user's own: it may lie beside the graph file."""
+    return ":" in name and not name.startswith("realflow.")
 
 
 def graph_to_mapping(graph: Graph) -> dict[str, Any]:

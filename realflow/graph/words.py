@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from realflow.graph.datasection import source_line
 from realflow.graph.gymtasks import OTHER_ROWS, ROWS
 from realflow.graph.types import Call, DataSpec, Graph
 
@@ -52,7 +53,6 @@ def _explain_train(graph: Graph, call: Call) -> list[str]:
     count, total = call.minibatches, graph.prompts * graph.samples
     runs = graph.steps // (call.every or 1)
     part = plural(total / count, "sample")
-    weight = call.options.get("normalise", "token")
     if count <= graph.prompts:
         part += f" ({plural(graph.prompts / count, 'prompt')})"
     lines = [
@@ -66,9 +66,17 @@ def _explain_train(graph: Graph, call: Call) -> list[str]:
         )
     lines.append(
         "  devices take shares of a minibatch in packed micro-batches under the plan's token budget; "
-        f"gradients add up, each {weight} counting the same: shares and budget change no result"
+        f"gradients add up, {_weighs(call)}: shares and budget change no result"
     )
     return lines
+
+
+def _weighs(call: Call) -> str:
+    """What a token counts in the loss of a train call."""
+    how = call.options.get("normalise", "token")
+    if isinstance(how, Mapping):
+        return f"each sequence's sum over its tokens divided by {how['constant']:g}"
+    return f"each {how} counting the same"
 
 
 def _explain_data(graph: Graph) -> str:
@@ -76,7 +84,7 @@ def _explain_data(graph: Graph) -> str:
     taken = f"{plural(graph.prompts, 'prompt')} a step, {graph.prompts * graph.steps} in the run"
     rows = _rows(graph)
     if rows is None:
-        return f"data: the run takes {taken}; how many there are is known when {graph.data.source} is opened"
+        return f"data: the run takes {taken}; how many there are is known when {_opened(graph.data)} opened"
     most = most_prompts(graph)
     assert most is not None
     epochs = graph.prompts * graph.steps / max(most, 1)
@@ -90,6 +98,10 @@ def _explain_data(graph: Graph) -> str:
         f"data: the run takes {taken}, of {most} distinct ones at most ({plural(rows, 'row')}, equal "
         f"{graph.data.unique!r} counted once{kept}): {epochs:.2g} epochs or more"
     )
+
+
+def _opened(data: DataSpec) -> str:
+    return f"{data.source} is" if data.source else f"the sources ({source_line(data)}) are"
 
 
 def most_prompts(graph: Graph) -> int | None:

@@ -12,6 +12,10 @@ from realflow.observe.trace import Span, busy_by_rank, idle_fraction, split_name
 from realflow.runtime.messages import DispatchDone
 
 
+COUNTED = "data/"
+"""Numbers of this kind say how many of the data's prompts were so: they are added up."""
+
+
 @dataclass
 class _StepReport:
     stats: dict[str, list[float]] = field(default_factory=dict)
@@ -71,6 +75,9 @@ class Collector:
         for name, (total, count, low, high) in report.stats.items():
             if name.endswith("_ratio"):  # a share: only its mean says something
                 metrics[name] = total / count
+                continue
+            if name.startswith(COUNTED):
+                metrics |= {name: total, f"{name}_ratio": total / count}
                 continue
             metrics[f"{name}/mean"] = total / count
             metrics[f"{name}/max"] = high

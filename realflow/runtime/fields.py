@@ -11,44 +11,82 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from realflow.data.source import Source, open_source
+from realflow.data.source import Prompts, open_source
 from realflow.data.text import encode_pair
-from realflow.graph.types import Call, Graph
+from realflow.graph.types import SIDES, Call, DataSpec, Graph
 from realflow.models.paths import resolve_model
 from realflow.planfile import Plan
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.messages import Execute
 from realflow.runtime.store import FieldStore
+from realflow.runtime.textlengths import LengthCounts, without_long
 from realflow.runtime.transport import FieldClient
 
-Tokenize = Callable[[Any, Any], tuple[list[int], list[bool]]]
+Tokenize = Callable[..., tuple[list[int], list[bool]]]
+"""Tokens and mask of a prompt and a completion; with `whole` as long as they are."""
 
 
 class DataFields:
-    """Fields of the data section: a function of the sample id, so they are made where they are read."""
+    """Fields of the data section: a function of the sample id, so they are made where they are read.
 
-    def __init__(self, graph: Graph, source: Source, tokenize: Tokenize | None) -> None:
+    Of pairs, prompt g has the samples 2g (the chosen completion) and 2g + 1 (the rejected one).
+    """
+
+    def __init__(self, graph: Graph, source: Prompts, tokenize: Tokenize | None) -> None:
         self._samples = graph.samples
         self._source = source
         self._tokenize = tokenize
+        self._texts = SIDES if graph.data.pairs else ("completion",)
+        self._pairs = graph.data.pairs
         self.row = lru_cache(maxsize=4096)(self._row)
+        self._written = lru_cache(maxsize=4096)(self._write)
+        self.lengths = LengthCounts(graph, source, None if tokenize is None else self._whole_length)
 
     def _row(self, group: int) -> dict[str, Any]:
+        """The columns of a prompt; the texts of pairs, which samples have instead, are left out."""
         row = dict(self._source.row(group))
-        if self._tokenize is not None:
-            tokens, mask = self._tokenize(row["prompt"], row["completion"])
-            row["tokens"] = torch.tensor(tokens, dtype=torch.int64)
-            row["loss_mask"] = torch.tensor(mask, dtype=torch.bool)
-        return row
+        return {name: value for name, value in row.items() if not self._pairs or name not in SIDES}
+
+    def _write(self, group: int) -> list[dict[str, Any]]:
+        """What the data section itself writes of each of a prompt's samples."""
+        row = self._source.row(group)
+        found = []
+        for text in self._texts:
+            fields: dict[str, Any] = {"group_id": group, "chosen": text == SIDES[0]} if self._pairs else {}
+            if self._tokenize is not None:
+                tokens, mask = self._tokenize(row["prompt"], row[text])
+                fields["tokens"] = torch.tensor(tokens, dtype=torch.int64)
+                fields["loss_mask"] = torch.tensor(mask, dtype=torch.bool)
+            found.append(fields)
+        return found
+
+    def _whole_length(self, group: int, side: int) -> int:
+        """Tokens of a sample before it is cut."""
+        assert self._tokenize is not None
+        row = self._source.row(group)
+        text = self._texts[side if self._pairs else 0]
+        return len(self._tokenize(row["prompt"], row[text], whole=True)[0])
 
     def values(self, field: str, ids: Sequence[int]) -> list[Any]:
         """The field for each sample id."""
-        return [self.row(sample // self._samples)[field] for sample in ids]
+        found = []
+        for sample in ids:
+            group, place = divmod(sample, self._samples)
+            written = self._written(group)[place if self._pairs else 0]
+            found.append(written[field] if field in written else self.row(group)[field])
+        return found
 
 
-def pair_tokenizer(tokenizer: Any, chat: bool, max_length: int | None) -> Tokenize:
-    """`encode_pair` with its settings bound."""
-    return lambda prompt, completion: encode_pair(tokenizer, prompt, completion, chat, max_length)
+def pair_tokenizer(tokenizer: Any, spec: DataSpec) -> Tokenize:
+    """`encode_pair` with the settings of the data."""
+
+    def encode(prompt: Any, completion: Any, *, whole: bool = False) -> tuple[list[int], list[bool]]:
+        most = None if whole else spec.max_length
+        return encode_pair(
+            tokenizer, prompt, completion, spec.chat, most, system=spec.system, cut=spec.over != "error"
+        )
+
+    return encode
 
 
 def folder_of(graph: Graph) -> Path | None:
@@ -60,19 +98,24 @@ def make_data(plan: Plan, hosts: Hosts) -> DataFields:
     """The data section as this worker reads it.
 
     Where calls of this rank read the data's tokens and none runs the model that tokenizes them, its
-    tokenizer alone is loaded.
+    tokenizer alone is loaded; so are all that say which rows are too long, where these are dropped: every
+    worker must leave out the same.
     """
     graph, spec = plan.graph, plan.graph.data
+
+    def tokenizer(model: str) -> Any:
+        found = hosts.tokenizer(model)
+        if found is None:
+            path = resolve_model(graph.models[model].path)
+            found = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return found
+
     source = open_source(spec, seed=graph.seed, base=folder_of(graph))
-    if spec.tokenize is None:
+    source = without_long(graph, source, lru_cache(tokenizer))
+    model = spec.tokenize
+    if model is None or (hosts.tokenizer(model) is None and not _reads_data_tokens(plan, hosts.rank)):
         return DataFields(graph, source, None)
-    tokenizer = hosts.tokenizer(spec.tokenize)
-    if tokenizer is None:
-        if not _reads_data_tokens(plan, hosts.rank):
-            return DataFields(graph, source, None)
-        path = resolve_model(graph.models[spec.tokenize].path)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    return DataFields(graph, source, pair_tokenizer(tokenizer, spec.chat, spec.max_length))
+    return DataFields(graph, source, pair_tokenizer(tokenizer(model), spec))
 
 
 def _reads_data_tokens(plan: Plan, rank: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from realflow.data.lengths import limit_prompt
 from realflow.data.text import encode_prompt
 from realflow.engines.generate import Finished, Prompt
 from realflow.engines.lockstep import Arrivals
@@ -30,6 +31,8 @@ class Streams:
     ) -> None:
         self._graph, self._rank, self._hosts = plan.graph, rank, hosts
         self._store, self._data, self._link = store, data, link
+        self._cut: dict[int, bool] = {}
+        """Prompts that were fed to the dispatch under way, and whether they were cut."""
 
     def run(self, opened: Open) -> None:
         """A generate dispatch: take feeds, decode, send finished samples on, until drained.
@@ -42,6 +45,7 @@ class Streams:
         engine.set_version(opened.version)
         arrivals = Arrivals(self._link.stream(opened.dispatch), engine.place.replica, engine.device)
         drained, spans = False, Spans()
+        self._cut = {}
         stats: list[Finished] = []
         while engine.busy or not drained:
             if not drained:
@@ -65,25 +69,20 @@ class Streams:
         self._link.close_stream(opened.dispatch)
         prefix = "" if call == main_rollout(self._graph) else f"{call.name}/"
         found = response_stats(stats, prefix)
+        if engine.speaks:
+            found |= self._data.lengths.of_prompts(call, self._cut)
         self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
 
     def _prompt(self, call: Call, group: int, new: int | None = None) -> Prompt:
         text = self._data.row(group)[call.reads["prompt"]]
-        tokens = encode_prompt(self._hosts.tokenizer(str(call.model)), text, call.chat)
-        limit = self._graph.data.prompt_tokens
-        if len(tokens) > limit:
-            raise InputError(
-                Problem(
-                    f"the prompt of group {group} has {len(tokens)} tokens, more than {limit}"
-                    f"{' (the default)' if self._graph.data.max_length is None else ''}; set max_length to "
-                    f"at least {len(tokens)}, or leave such rows out of the data",
-                    where="data.max_length",
-                )
-            )
+        spec = self._graph.data
+        tokens = encode_prompt(self._hosts.tokenizer(str(call.model)), text, call.chat, spec.system)
+        limited = limit_prompt(tokens, spec, group)
+        self._cut[group] = len(limited) < len(tokens)
         first = group * self._graph.samples
         ids = tuple(range(first, first + self._graph.samples))
         limits = None if new is None else (new,) * len(ids)
-        return Prompt(group, ids, tuple(tokens), limits, draw_id=self._draw_id(call, group))
+        return Prompt(group, ids, limited, limits, draw_id=self._draw_id(call, group))
 
     def _draw_id(self, call: Call, group: int) -> int | None:
         """The id under which the data has the first sample of a prompt drawn; None where it has none."""

@@ -154,3 +154,53 @@ def test_cost_model():
     assert CostModel(2.0, 0.5)(4) == 16.0
     model = CostModel.for_sizes(params=10, layers=2, hidden=3, passes=1, flops_per_second=1.0)
     assert model(5) == 2 * 10 * 5 + 2 * 2 * 3 * 25
+
+
+# ---------------------------------------------------------------- groups that stay together
+
+grouped = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 6)), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(grouped, st.integers(1, 5))
+def test_groups_are_partitioned_whole(rows, parts):
+    costs, groups = [cost for cost, _ in rows], [group for _, group in rows]
+    found = partition(costs, parts, groups=groups)
+    assert len(found) == parts and sorted(itertools.chain(*found)) == list(range(len(rows)))
+    assert all(part == sorted(part) for part in found)
+    homes = [{groups[i] for i in part} for part in found]
+    assert sum(map(len, homes)) == len(set(groups)), "a group is in one part"
+    sums = [sum(cost for cost, group in rows if group == name) for name in dict.fromkeys(groups)]
+    best = partition(sums, parts)
+    assert max(sum(costs[i] for i in part) for part in found) == max(
+        sum(sums[i] for i in part) for part in best
+    )
+
+
+@settings(deadline=None)
+@given(grouped, st.integers(1, 200))
+def test_groups_are_packed_whole(rows, budget):
+    lengths, groups = [length for length, _ in rows], [group for _, group in rows]
+    found = micro_batches(lengths, budget, groups)
+    assert sorted(itertools.chain(*found)) == list(range(len(rows)))
+    homes = [{groups[i] for i in part} for part in found]
+    assert sum(map(len, homes)) == len(set(groups)), "a group is in one micro-batch"
+    for part, home in zip(found, homes, strict=True):
+        assert sum(lengths[i] for i in part) <= budget or len(home) == 1, "only a group alone may be longer"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 200))
+def test_groups_of_one_are_no_groups(lengths, parts, budget):
+    alone = list(range(len(lengths)))
+    assert partition(lengths, parts, groups=alone) == partition(lengths, parts)
+    assert micro_batches(lengths, budget, alone) == micro_batches(lengths, budget)
+
+
+def test_without_groups_they_would_be_divided():
+    """The control."""
+    lengths, groups = [5, 5, 5, 5], [0, 0, 1, 1]
+    assert [len(part) for part in micro_batches(lengths, 5)] == [1, 1, 1, 1]
+    assert micro_batches(lengths, 5, groups) == [[0, 1], [2, 3]]
+    assert partition([9, 9, 1, 1], 2, groups=groups) == [[0, 1], [2, 3]]
+    assert partition([9, 9, 1, 1], 2) == [[0, 2], [1, 3]]

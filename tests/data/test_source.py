@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.data.rows import CHECKED_BYTES, JsonlRows, open_rows
+from realflow.data.jsonl import CHECKED_BYTES, JsonlRows
+from realflow.data.rows import open_rows
 from realflow.data.source import open_source
 from realflow.errors import InputError
-from realflow.graph.sections import REASONING_GYM_COLUMNS
+from realflow.graph.datasection import REASONING_GYM_COLUMNS
 from realflow.graph.types import DataSpec
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -111,7 +112,7 @@ def test_jsonl_is_not_held(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"x": "{"y" * 3000}"}}\n' for _ in range(10_000)))
     code = (
-        "import sys, tracemalloc; from pathlib import Path; from realflow.data.rows import JsonlRows\n"
+        "import sys, tracemalloc; from pathlib import Path; from realflow.data.jsonl import JsonlRows\n"
         "tracemalloc.start(); rows = JsonlRows(Path(sys.argv[1])); len(rows[9999]['x'])\n"
         "print(tracemalloc.get_traced_memory()[1], 'torch' in sys.modules)"
     )
@@ -129,7 +130,7 @@ def test_broken_lines_are_reported_together_with_their_lines(tmp_path):
 
 
 def test_a_broken_line_far_behind_is_reported_when_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("realflow.data.rows.CHECKED_BYTES", 10)
+    monkeypatch.setattr("realflow.data.jsonl.CHECKED_BYTES", 10)
     assert CHECKED_BYTES > 1_000_000
     jsonl(tmp_path / "a.jsonl", [{"x": 1000}, "oops"])
     rows = JsonlRows(tmp_path / "a.jsonl")
