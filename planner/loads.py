@@ -94,8 +94,9 @@ def worst_load(graph: Graph, call: Call, how: How, longest: tuple[int, int], pos
         )
     sequence = min(positions, prompt + response)
     samples = -(-graph.prompts * graph.samples // call.minibatches)
-    total = -(-samples // how.layout.dp) * sequence  # of the fullest replica: the longest go first, one each
-    tokens = min(max(how.micro_batch_tokens, sequence), total)
+    unit = graph.samples if call.whole_groups else 1  # sequences that are never divided
+    total = -(-samples // (unit * how.layout.dp)) * unit * sequence  # the fullest's: longest first, one each
+    tokens = min(max(how.micro_batch_tokens, unit * sequence), total)
     padded = min(samples * sequence, tokens + math.isqrt(2 * samples * WASTE))
     pairs = padded * min(sequence, SHORT)
     return Load(tokens, tokens, padded, 0, pairs, sequence, tokens, samples, total, most=True)
@@ -111,27 +112,41 @@ def batch_load(graph: Graph, call: Call, how: How, batch: Batch, positions: int)
         return _generated(graph, call, how, batch, positions)
     groups = [group for group, (_, responses) in enumerate(batch) for _ in responses]
     lengths = [prompt + response for prompt, responses in batch for response in responses]
+    whole = groups if call.whole_groups else None
     loads = [
-        _packed(batch, groups, lengths, mine, how.micro_batch_tokens)
+        _packed(batch, groups, lengths, mine, how.micro_batch_tokens, whole)
         for ids in minibatches(range(len(lengths)), groups, call.minibatches)
-        for mine in _divided(ids, lengths, how.layout.dp)
+        for mine in _divided(ids, lengths, how.layout.dp, whole)
         if mine
     ]
     return max(loads, key=lambda load: load.distinct)
 
 
-def _divided(ids: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Samples divided among replicas, about evenly in tokens."""
+def _divided(
+    ids: Sequence[int], lengths: Sequence[int], parts: int, whole: Sequence[int] | None
+) -> list[list[int]]:
+    """Samples divided among replicas, about evenly in tokens; `whole` are groups that stay together."""
     if parts == 1:
         return [list(ids)]
-    return [sorted(ids[i] for i in part) for part in partition([lengths[i] for i in ids], parts)]
+    found = partition([lengths[i] for i in ids], parts, groups=_of(whole, ids))
+    return [sorted(ids[i] for i in part) for part in found]
+
+
+def _of(whole: Sequence[int] | None, ids: Sequence[int]) -> list[int] | None:
+    return None if whole is None else [whole[i] for i in ids]
 
 
 def _packed(
-    batch: Batch, groups: Sequence[int], lengths: Sequence[int], mine: Sequence[int], budget: int
+    batch: Batch,
+    groups: Sequence[int],
+    lengths: Sequence[int],
+    mine: Sequence[int],
+    budget: int,
+    whole: Sequence[int] | None,
 ) -> Load:
     """The largest micro-batch of a replica's samples."""
-    parts = [[mine[i] for i in part] for part in micro_batches([lengths[i] for i in mine], budget)]
+    divided = micro_batches([lengths[i] for i in mine], budget, _of(whole, mine))
+    parts = [[mine[i] for i in part] for part in divided]
     found = []
     for part in parts:
         tokens = sum(lengths[i] for i in part)

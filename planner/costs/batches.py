@@ -96,9 +96,10 @@ def dispatch(
     count: int = 1,
     budget: int,
     cost: CostModel,
+    whole_groups: bool = False,
 ) -> Dispatch:
     """Divide a typical step into `count` minibatches, each among `replicas`, into micro-batches of at most
-    `budget` tokens."""
+    `budget` tokens; with `whole_groups` the samples of a prompt stay together."""
     each = prompts * samples / (count * replicas)
     if prompts * samples <= _MOST:
         looked, parts, repeats, some = count, replicas, 1.0, prompts
@@ -111,14 +112,16 @@ def dispatch(
     batches = minibatches(range(len(found)), [sample.group for sample in found], looked)
     packs = []
     for batch in batches:
-        shares = partition([cost(found[i].tokens) for i in batch], parts)
+        groups = [found[i].group for i in batch] if whole_groups else None
+        shares = partition([cost(found[i].tokens) for i in batch], parts, groups=groups)
         times = [sum(cost(found[batch[i]].tokens) for i in mine) for mine in shares]
         slowest = max(range(parts), key=times.__getitem__)
         longest = _longest(lengths)
         if parts < replicas and cost(longest.prompt + longest.response) > times[slowest]:
-            packs.append(_packed([longest], budget, 0))  # which one of all replicas has
+            packs.append(_packed([longest], budget, 0, whole_groups))  # which one of all replicas has
         else:
-            packs.append(_packed([found[batch[i]] for i in shares[slowest]], budget, lengths.common))
+            mine = [found[batch[i]] for i in shares[slowest]]
+            packs.append(_packed(mine, budget, lengths.common, whole_groups))
     return Dispatch(tuple(packs), count / looked, repeats)
 
 
@@ -137,11 +140,12 @@ def _longest(lengths: Lengths) -> Sample:
     return Sample(0, pair.prompt, pair.response)
 
 
-def _packed(samples: Sequence[Sample], budget: int, common: int) -> tuple[Pack, ...]:
+def _packed(samples: Sequence[Sample], budget: int, common: int, whole_groups: bool) -> tuple[Pack, ...]:
     """The micro-batches of one replica, in order."""
     if not samples:
         return ()
-    parts = micro_batches([sample.tokens for sample in samples], budget)
+    groups = [sample.group for sample in samples] if whole_groups else None
+    parts = micro_batches([sample.tokens for sample in samples], budget, groups)
     return tuple(_pack([samples[i] for i in part], common) for part in parts)
 
 

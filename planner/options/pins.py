@@ -97,6 +97,9 @@ def _too_many(models: Models, call: Call, replicas: int, most: int) -> str:
     graph = models.graph
     if call.op == "generate":
         have, need = f"{graph.prompts} prompt{'s' * (graph.prompts > 1)} a step", f"{replicas} prompts"
+    elif call.whole_groups:
+        have = f"{most} prompt{'s' * (most > 1)} in each minibatch, whose samples stay together"
+        need = f"{replicas * call.minibatches} prompts"
     else:
         have = f"{most} samples in each minibatch"
         need = f"{-(-replicas * call.minibatches // graph.samples)} prompts"

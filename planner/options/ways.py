@@ -68,7 +68,8 @@ def most_replicas(graph: Graph, call: Call) -> int:
     """Replicas beyond which some have nothing to do."""
     if call.op == "generate":
         return graph.prompts  # the samples of a prompt stay together: they share its prefill
-    return max(1, graph.prompts * graph.samples // call.minibatches)
+    units = graph.prompts if call.whole_groups else graph.prompts * graph.samples
+    return max(1, units // call.minibatches)
 
 
 def ways(graph: Graph, call: Call, layout: Layout, wishes: Wishes, *, every: bool = True) -> list[Way]:

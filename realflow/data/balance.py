@@ -47,25 +47,42 @@ class CostModel:
         return tokens * (self.linear + self.quadratic * tokens)
 
 
-def partition(costs: Sequence[float], parts: int, *, close: float = _CLOSE) -> list[list[int]]:
+def partition(
+    costs: Sequence[float], parts: int, *, close: float = _CLOSE, groups: Sequence[int] | None = None
+) -> list[list[int]]:
     """Divide indices of `costs` (at least 0) into `parts` lists whose largest sum is small.
 
     Longest first, each to the part with the least (at most 4/3 of the best), then moves and swaps
     between the fullest part and the others while they help and its sum is over `1 + close` times the
     mean. Every index is in exactly one list, lists are ascending, and none is empty where there are
     `parts` indices or more.
+
+    With `groups` (an entry for each index) those of a group are in one list: it is groups that are
+    divided, each of the cost of its members.
     """
     assert parts >= 1, parts
+    if groups is not None:
+        units = members(groups)
+        found = partition([sum(costs[i] for i in unit) for unit in units], parts, close=close)
+        return [sorted(i for unit in part for i in units[unit]) for part in found]
     assert all(0 <= cost < float("inf") for cost in costs), "costs must be finite and at least 0"
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     heap = [(0.0, 0, part) for part in range(parts)]  # ties: fewer members first, then the lower part
-    found: list[list[int]] = [[] for _ in range(parts)]
+    lists: list[list[int]] = [[] for _ in range(parts)]
     for index in order:
-        load, members, part = heap[0]
-        found[part].append(index)
-        heapq.heapreplace(heap, (load + costs[index], members + 1, part))
-    _refine(found, costs, close)
-    return [sorted(part) for part in found]
+        load, count, part = heap[0]
+        lists[part].append(index)
+        heapq.heapreplace(heap, (load + costs[index], count + 1, part))
+    _refine(lists, costs, close)
+    return [sorted(part) for part in lists]
+
+
+def members(groups: Sequence[int]) -> list[list[int]]:
+    """The indices of each group, in the order in which groups appear."""
+    found: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        found.setdefault(group, []).append(index)
+    return list(found.values())
 
 
 def imbalance(costs: Sequence[float], found: Sequence[Sequence[int]]) -> float:
@@ -74,17 +91,24 @@ def imbalance(costs: Sequence[float], found: Sequence[Sequence[int]]) -> float:
     return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], budget: int, groups: Sequence[int] | None = None
+) -> list[list[int]]:
     """Group indices of `lengths` into few micro-batches of at most `budget` tokens each.
 
     A sequence longer than the budget gets a micro-batch of its own: it has to be computed, and is
     the least memory that can do it. Micro-batches are balanced in tokens where that needs none
     more, ascending inside, and ordered by their first index.
 
-    Raises InputError for a budget below 1.
+    With `groups` (an entry for each index) those of a group are in one micro-batch, which is theirs
+    alone where together they are longer than the budget. Raises InputError for a budget below 1.
     """
     if budget < 1:
         raise InputError(f"micro_batch_tokens must be at least 1, not {budget}")
+    if groups is not None:
+        units = members(groups)
+        parts = micro_batches([sum(lengths[i] for i in unit) for unit in units], budget)
+        return sorted(sorted(i for unit in part for i in units[unit]) for part in parts)
     alone = [[i] for i, length in enumerate(lengths) if length > budget]
     small = [i for i, length in enumerate(lengths) if length <= budget]
     found = _best_fit(small, lengths, budget)

@@ -44,6 +44,12 @@ LOSS_MASK = FieldUse("loss_mask", "loss_mask", "token", "bool")
 TRAIN_READS = (TOKENS, LOSS_MASK)
 """What every train call reads beside what its loss declares."""
 
+PAIR_FIELDS = (
+    FieldUse("group_id", "group_id", "sample", "int"),
+    FieldUse("chosen", "chosen", "sample", "bool"),
+)
+"""What data of pairs writes of each sample, beside its tokens."""
+
 _ADVANTAGES = (FieldUse("advantages", "advantages", "sample", "float"),)
 _REWARDS = (FieldUse("rewards", "rewards", "sample", "float"),)
 _GROUPED = (
@@ -106,6 +112,19 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 choices={"kl": KL},
                 ranges={"gamma": _SHARE, "lam": _SHARE, "kl_coef": _NOT_NEGATIVE},
                 requires={"kl_coef": "ref_logprobs"},
+            ),
+            _declare(
+                "masks.m2po",
+                "function",
+                (
+                    FieldUse("logprobs", "logprobs", "token", "float"),
+                    FieldUse("prox_logprobs", "prox_logprobs", "token", "float"),
+                    LOSS_MASK,
+                ),
+                (FieldUse("m2po_mask", "m2po_mask", "token", "bool"),),
+                scope="batch",
+                options={"threshold": 0.04},
+                ranges={"threshold": Range(above=0)},
             ),
             *LOSSES,
             _declare(

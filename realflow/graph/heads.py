@@ -11,7 +11,7 @@ from realflow.graph.types import Call, Head, ModelSpec
 LOSS_OUTPUTS: Mapping[Head, tuple[str, ...]] = {
     "lm": ("logprobs", "entropy"),
     "value": ("values",),
-    "reward": (),
+    "reward": ("scores",),
 }
 """Head -> the model outputs that a loss can be given while it trains such a model."""
 
@@ -60,5 +60,5 @@ def _wrong_loss(call: Call, model: ModelSpec, missing: Sequence[str], report: Re
         for name, decl in BUILTINS.items()
         if decl.kind == "loss" and set(decl.needs) <= set(LOSS_OUTPUTS[model.head])
     ]
-    advice = f"; losses for it: {', '.join(fitting)}" if fitting else "; no loss trains such a model yet"
-    return f"{call.decl.name} needs {outputs}, {whose}, but {_found(model, report)}{advice}"
+    advice = f"losses for it: {', '.join(fitting)}"
+    return f"{call.decl.name} needs {outputs}, {whose}, but {_found(model, report)}; {advice}"

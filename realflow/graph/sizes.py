@@ -41,6 +41,11 @@ def check_models(
                 ("models", name, "optimizer"),
                 f"no call trains {name!r}; remove the optimizer or add a train call",
             )
+        elif model.lora is not None and name not in trains:
+            report.add(
+                ("models", name, "lora"),
+                f"no call trains {name!r}, whose adapters are for that; remove 'lora' or add a train call",
+            )
     if data.tokenize is not None and data.tokenize not in models:
         report.add(("data", "tokenize"), f"unknown model {data.tokenize!r}; {nearest(data.tokenize, models)}")
 
@@ -56,18 +61,23 @@ def check_sizes(calls: Sequence[Call], data: DataSpec, report: Report) -> tuple[
             report.add(
                 ("data",), "'batch' is missing; without a generate call it says how many prompts make a step"
             )
-        prompts, samples = (data.batch.count if data.batch else 1), 1
-        sized = data.batch is not None
+        prompts, samples, sized = _data_sizes(data, report)
     else:
         if data.batch is not None:
             message = "call " + rollouts[0].name + " says how many prompts make a step; remove 'batch' here"
             report.add(("data", "batch"), message)
+        if data.pairs:
+            message = (
+                f"pairs have two samples a prompt, but call {rollouts[0].name} draws its own; name the texts "
+                "under 'fields' otherwise than 'chosen' and 'rejected', or remove the call"
+            )
+            report.add(("data", "tokenize"), message)
         prompts, samples, sized = _rollout_sizes(rollouts, report)
     for call in calls:
-        if sized and call.op == "train" and not _divides(prompts, samples, call.minibatches):
+        if sized and call.op == "train" and not _divides(prompts, samples, call):
             report.add(
                 ("calls", call.name, "minibatches"),
-                f"found {call.minibatches}, expected {_rule(prompts, samples)}",
+                f"found {call.minibatches}, expected {_rule(prompts, samples, call)}",
             )
     if sized and rollouts and samples == 1:
         for call in calls:
@@ -80,9 +90,24 @@ def check_sizes(calls: Sequence[Call], data: DataSpec, report: Report) -> tuple[
     return prompts, samples
 
 
-def _rule(prompts: int, samples: int) -> str:
+def _data_sizes(data: DataSpec, report: Report) -> tuple[int, int, bool]:
+    """Prompts and samples (of pairs two) of the data's batch, and whether they could be told."""
+    samples = 2 if data.pairs else 1
+    if data.batch is None:
+        return 1, samples, False
+    count = data.batch.count
+    if data.batch.unit == "samples" and count % samples:
+        message = f"found {data.batch}, but a pair is two samples; expected an even number"
+        report.add(("data", "batch"), message)
+        return 1, samples, False
+    return (count // samples if data.batch.unit == "samples" else count), samples, True
+
+
+def _rule(prompts: int, samples: int, call: Call) -> str:
     """Into how many minibatches a step can be divided."""
     whole = f"a number that divides the {prompts} prompts of a step (whole groups)"
+    if call.whole_groups:
+        return f"{whole}: {call.decl.name} looks at the samples of a prompt together"
     if samples == 1:
         return f"a number that divides the {prompts} samples of a step"
     return f"{whole}, or one above {prompts} that divides its {prompts * samples} samples"
@@ -113,6 +138,8 @@ def _rollout_sizes(rollouts: Sequence[Call], report: Report) -> tuple[int, int, 
     return (sizes[0][1], sizes[0][2], True) if len(sizes) == len(rollouts) else (1, 1, False)
 
 
-def _divides(prompts: int, samples: int, minibatches: int) -> bool:
-    """Minibatches hold whole groups while there are enough of them, and then samples."""
-    return (prompts if minibatches <= prompts else prompts * samples) % minibatches == 0
+def _divides(prompts: int, samples: int, call: Call) -> bool:
+    """Minibatches hold whole groups while there are enough of them, and then samples, if its loss can."""
+    if call.minibatches <= prompts or call.whole_groups:
+        return prompts % call.minibatches == 0
+    return prompts * samples % call.minibatches == 0

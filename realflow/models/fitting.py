@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Graph, Head
+from realflow.models.adapters import is_linear, target_problem
 from realflow.models.paths import find_model
 from realflow.models.vocabularies import read_object, vocabulary_problems
 
@@ -16,9 +18,9 @@ HEAD = "score.weight"
 
 
 def check_fitting(graph: Graph) -> None:
-    """Raise InputError with every model of this machine whose head or vocabulary is not what the graph
-    asks for. Models that are not here are passed over."""
-    problems = [*_head_problems(graph), *vocabulary_problems(graph)]
+    """Raise InputError with every model of this machine whose head, vocabulary or layers are not what the
+    graph asks for. Models that are not here are passed over."""
+    problems = [*_head_problems(graph), *vocabulary_problems(graph), *_target_problems(graph)]
     if problems:
         raise InputError(problems)
 
@@ -27,15 +29,41 @@ def _head_problems(graph: Graph) -> list[Problem]:
     found = []
     for model in graph.models.values():
         folder = find_model(model.path)
-        message = wrong_head(folder, model.head) if folder is not None else ""
+        trained = model.optimizer is not None
+        message = wrong_head(folder, model.head, trained) if folder is not None else ""
         if message:
             found.append(model.place.problem(message))
     return found
 
 
-def wrong_head(folder: Path, head: Head) -> str:
+def _target_problems(graph: Graph) -> list[Problem]:
+    """Adapters of layers that a model does not have."""
+    found = []
+    for name, model in graph.models.items():
+        folder = find_model(model.path) if model.lora and model.lora.targets else None
+        if folder is None or model.lora is None:
+            continue
+        try:
+            linear = [key for file in sorted(folder.glob("*.safetensors")) for key in _linear(file)]
+        except (OSError, SafetensorError):
+            continue  # loading it tells of that
+        message = target_problem(linear, model.lora) if linear else ""
+        if message:
+            place = replace(model.place, where=f"models.{name}.lora.targets", line=None)
+            found.append(place.problem(f"{folder}: {message}"))
+    return found
+
+
+def _linear(file: Path) -> list[str]:
+    """The weights of a file that are those of linear layers."""
+    with safe_open(file, framework="numpy") as tensors:
+        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return [key for key, shape in shapes.items() if is_linear(key, shape)]
+
+
+def wrong_head(folder: Path, head: Head, trained: bool = False) -> str:
     """Why a model folder cannot be used with a head; empty where it can, or its files cannot be read
-    (which loading it tells of). Only headers of the files are read."""
+    (which loading it tells of). One that is `trained` may lack it. Only headers of the files are read."""
     if head == "lm":
         return ""
     files = [folder / "model.safetensors"]
@@ -49,7 +77,7 @@ def wrong_head(folder: Path, head: Head) -> str:
     if shapes:
         labels = shapes[0][0]
         return "" if labels == 1 else f"{folder} has a head for {labels} labels ({HEAD}); {rule}"
-    if head == "value" or not files:  # the head of a critic starts from zeros
+    if head == "value" or trained or not files:  # a head that is learnt starts from zeros
         return ""
     architectures = read_object(folder / "config.json").get("architectures") or ["model"]
     return f"{folder} is a {architectures[0]} without {HEAD}; {rule}"

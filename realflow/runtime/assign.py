@@ -9,17 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from realflow.data.balance import partition
+from realflow.graph.types import Call, Graph
 
 Cost = Callable[[int], float]
 """Estimated seconds (in any unit) of a sample of so many tokens."""
 
 
-def divide(ids: Sequence[int], lengths: Mapping[int, int], parts: int, cost: Cost) -> list[list[int]]:
-    """Divide samples among `parts` replicas so that the slowest has as little as can be; ids stay sorted."""
+def divide(
+    ids: Sequence[int],
+    lengths: Mapping[int, int],
+    parts: int,
+    cost: Cost,
+    groups: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Divide samples among `parts` replicas so that the slowest has as little as can be; ids stay sorted.
+
+    With `groups` (an entry for each id) the samples of a group go to one replica.
+    """
     if parts == 1:
         return [list(ids)]
-    parcels = partition([cost(lengths.get(sample, 1)) for sample in ids], parts)
+    parcels = partition([cost(lengths.get(sample, 1)) for sample in ids], parts, groups=groups)
     return [sorted(ids[i] for i in parcel) for parcel in parcels]
+
+
+def together(graph: Graph, call: Call, ids: Sequence[int]) -> list[int] | None:
+    """The group of each sample where `call` must not divide groups (`divide`, `micro_batches`), else None."""
+    return [sample // graph.samples for sample in ids] if call.whole_groups else None
 
 
 def near_owner(

@@ -174,7 +174,7 @@ def test_what_does_not_fit_a_head_names_call_model_and_line(
     assert matching[0].split(":")[1] == str(line_of(text, where)), matching[0]
 
 
-def test_a_model_with_a_reward_head_is_not_trained_yet(tmp_path: Path) -> None:
+def test_a_model_with_a_reward_head_is_trained_by_losses_of_scores(tmp_path: Path) -> None:
     changes = [
         ("    head: reward\n", "    head: reward\n    optimizer: {lr: 1e-5}\n"),
         (
@@ -183,7 +183,7 @@ def test_a_model_with_a_reward_head_is_not_trained_yet(tmp_path: Path) -> None:
         ),
     ]
     (found,) = problems(tmp_path, *changes)
-    assert "has 'head: reward'; no loss trains such a model yet" in found
+    assert "has 'head: reward'; losses for it: losses.reward_model" in found
 
 
 def test_heads_give_what_functions_can_ask_for() -> None:

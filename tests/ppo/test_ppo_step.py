@@ -162,8 +162,8 @@ def test_a_step_brings_values_nearer_to_returns(
     fields = credited(actor, critic, folder)
     before = value_error(critic, fields)
 
-    def signed(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor):
-        terms = value_clip(values, old_values, returns)
+    def signed(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor):
+        terms = value_clip(values, old_values, returns, mask)
         return type(terms)(sign * terms.per_token, terms.metrics)
 
     loss = value_clip if sign == 1 else signed

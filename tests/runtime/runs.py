@@ -78,11 +78,11 @@ from realflow.graph.functions import loss
 READS = {"old_logprobs": "token float field=logprobs", "advantages": "token float"}
 
 @loss(reads=READS, needs=("logprobs", "entropy"))
-def slow_loss(logprobs, entropy, old_logprobs, advantages):
+def slow_loss(logprobs, entropy, old_logprobs, advantages, mask):
     (pathlib.Path(__file__).parent / "training.txt").touch()
     time.sleep(3)
     return ppo_clip(
-        logprobs=logprobs, entropy=entropy, old_logprobs=old_logprobs, advantages=advantages
+        logprobs=logprobs, mask=mask, old_logprobs=old_logprobs, advantages=advantages
     )
 
 @loss(reads=READS, needs=("logprobs", "entropy"))
