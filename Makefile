@@ -17,7 +17,8 @@ NVCC ?= nvcc
 ARCHITECTURES := 80 90 100
 KERNELS ?= build/kernels
 
-CUBINS := $(ARCHITECTURES:%=$(KERNELS)/move.sm_%.cubin)
+CUBINS := $(foreach kernel,move gae,$(ARCHITECTURES:%=$(KERNELS)/$(kernel).sm_%.cubin))
+COMPILE = $(NVCC) -cubin -std=c++20 -O3 -Werror all-warnings
 
 .PHONY: help setup model demo kernels lint test test-full clean
 
@@ -39,9 +40,13 @@ demo: model
 
 kernels: $(CUBINS)
 
-$(CUBINS): $(KERNELS)/move.sm_%.cubin: csrc/move.cu $(wildcard csrc/*.h)
+$(KERNELS)/move.sm_%.cubin: csrc/move.cu $(wildcard csrc/*.h)
 	@mkdir -p $(KERNELS)
-	$(NVCC) -cubin -arch=sm_$* -std=c++20 -O3 -Werror all-warnings -o $@ $<
+	$(COMPILE) -arch=sm_$* -o $@ $<
+
+$(KERNELS)/gae.sm_%.cubin: csrc/gae.cu $(wildcard csrc/*.h)
+	@mkdir -p $(KERNELS)
+	$(COMPILE) -arch=sm_$* -o $@ $<
 
 lint: setup
 	$(BIN)/ruff check .

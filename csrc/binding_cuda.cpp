@@ -1,5 +1,6 @@
-// torch.ops.realflow.{move, checksums} on CUDA. Built where torch has CUDA (setup.py).
+// torch.ops.realflow.{move, checksums, gae} on CUDA. Built where torch has CUDA (setup.py).
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -8,7 +9,10 @@
 
 #include <cstring>
 #include <limits>
+#include <tuple>
 
+#include "gae_checks.h"
+#include "gae_cuda.h"
 #include "move_cuda.h"
 #include "table.h"
 
@@ -57,13 +61,18 @@ void move_cuda(at::TensorList sources, const at::Tensor& table, at::TensorList d
       c10::cuda::getCurrentCUDAStream(device.index()).stream())));
 }
 
+// A tensor of int64 on the host as one on the device.
+at::Tensor uploaded(const at::Tensor& words, const at::Device& device) {
+  return uploaded(words.numel(), device, [&](std::int64_t* at) {
+    std::memcpy(at, words.const_data_ptr<std::int64_t>(), words.nbytes());
+  });
+}
+
 at::Tensor checksums_cuda(const at::Tensor& buffer, const at::Tensor& bounds) {
-  const std::int64_t* ranges = checked_bounds(bounds, buffer);
+  checked_bounds(bounds, buffer);
   const at::Device device = buffer.device();
   const c10::cuda::CUDAGuard guard(device);
-  const at::Tensor there = uploaded(bounds.numel(), device, [&](std::int64_t* at) {
-    std::memcpy(at, ranges, static_cast<std::size_t>(bounds.numel()) * sizeof(std::int64_t));
-  });
+  const at::Tensor there = uploaded(bounds, device);
   at::Tensor sums = at::zeros({bounds.numel() - 1}, at::TensorOptions(at::kLong).device(device));
   C10_CUDA_CHECK(static_cast<cudaError_t>(realflow_checksums_cuda(
       buffer.const_data_ptr(), there.const_data_ptr<std::int64_t>(), sums.numel(),
@@ -72,11 +81,28 @@ at::Tensor checksums_cuda(const at::Tensor& buffer, const at::Tensor& bounds) {
   return sums;
 }
 
+std::tuple<at::Tensor, at::Tensor> gae_cuda(const at::Tensor& rewards, const at::Tensor& values,
+                                            const at::Tensor& mask, const at::Tensor& bounds,
+                                            const at::Tensor& bootstrap, double gamma, double lam) {
+  const std::int64_t samples = checked_samples(rewards, values, mask, bounds, bootstrap);
+  const at::Device device = values.device();
+  const c10::cuda::CUDAGuard guard(device);
+  const at::Tensor there = uploaded(bounds, device);
+  at::Tensor advantages = at::empty_like(values);
+  at::Tensor returns = at::empty_like(values);
+  const Gae batch = gae_batch(rewards, values, mask, there.const_data_ptr<std::int64_t>(), bootstrap, gamma,
+                              lam, advantages, returns);
+  C10_CUDA_CHECK(static_cast<cudaError_t>(
+      realflow_gae_cuda(&batch, samples, c10::cuda::getCurrentCUDAStream(device.index()).stream())));
+  return {advantages, returns};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(realflow, CUDA, library) {
   library.impl("move", &move_cuda);
   library.impl("checksums", &checksums_cuda);
+  library.impl("gae", &gae_cuda);
 }
 
 }  // namespace realflow

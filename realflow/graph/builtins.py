@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from realflow.errors import InputError
-from realflow.graph.lossdecls import KL, LOSSES
+from realflow.graph.creditdecls import CREDIT
+from realflow.graph.lossdecls import LOSSES
 from realflow.graph.types import FieldUse, FunctionDecl, Kind, Range, Scope
 
 _SHARE = Range(least=0, most=1)
@@ -50,12 +51,7 @@ PAIR_FIELDS = (
 )
 """What data of pairs writes of each sample, beside its tokens."""
 
-_ADVANTAGES = (FieldUse("advantages", "advantages", "sample", "float"),)
 _REWARDS = (FieldUse("rewards", "rewards", "sample", "float"),)
-_GROUPED = (
-    FieldUse("rewards", "rewards", "sample", "float"),
-    FieldUse("group_ids", "group_id", "sample", "int"),
-)
 _ANSWERED = (
     FieldUse("completion", "completion", "sample", "text"),
     FieldUse("answer", "answer", "sample", "any"),
@@ -80,39 +76,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
         for decl in (
             _declare("rewards.last_number", "function", _ANSWERED, _REWARDS),
             _declare("rewards.boxed", "function", _ANSWERED, _REWARDS),
-            _declare(
-                "advantages.grpo",
-                "function",
-                _GROUPED,
-                _ADVANTAGES,
-                scope="group",
-                options={"eps": 1e-6, "scale": True},
-                ranges={"eps": _NOT_NEGATIVE},
-            ),
-            _declare("advantages.dr_grpo", "function", _GROUPED, _ADVANTAGES, scope="group"),
-            _declare("advantages.rloo", "function", _GROUPED, _ADVANTAGES, scope="group"),
-            _declare(
-                "advantages.gae",
-                "function",
-                (
-                    FieldUse("rewards", "rewards", "sample", "float"),
-                    FieldUse("values", "values", "token", "float"),
-                    LOSS_MASK,
-                    FieldUse("finish_reason", "finish_reason", "sample", "text"),
-                    FieldUse("token_rewards", "token_rewards", "token", "float", optional=True),
-                    FieldUse("logprobs", "logprobs", "token", "float", optional=True),
-                    FieldUse("ref_logprobs", "ref_logprobs", "token", "float", optional=True),
-                ),
-                (  # returns first: a NaN, which whitening spreads over the batch, is told of its own sample
-                    FieldUse("returns", "returns", "token", "float"),
-                    FieldUse("advantages", "advantages", "token", "float"),
-                ),
-                scope="batch",
-                options={"gamma": 1.0, "lam": 0.95, "kl_coef": 0.0, "kl": "k1", "whiten": True},
-                choices={"kl": KL},
-                ranges={"gamma": _SHARE, "lam": _SHARE, "kl_coef": _NOT_NEGATIVE},
-                requires={"kl_coef": "ref_logprobs"},
-            ),
+            *CREDIT,
             _declare(
                 "masks.m2po",
                 "function",
@@ -125,6 +89,33 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 scope="batch",
                 options={"threshold": 0.04},
                 ranges={"threshold": Range(above=0)},
+            ),
+            _declare(
+                "running.adaptive_kl",
+                "function",
+                (
+                    FieldUse("logprobs", "logprobs", "token", "float"),
+                    FieldUse("ref_logprobs", "ref_logprobs", "token", "float"),
+                    LOSS_MASK,
+                ),
+                (FieldUse("kl_coef", "kl_coef", "sample", "float"),),
+                scope="batch",
+                options={"kl_coef": 0.1, "target": 0.1, "horizon": 10000.0},
+                ranges={"kl_coef": _NOT_NEGATIVE, "target": Range(above=0), "horizon": Range(above=0)},
+                state={"kl_coef": 0.1},
+            ),
+            _declare(
+                "running.normalise_returns",
+                "function",
+                (FieldUse("rewards", "rewards", "sample", "float"),),
+                (
+                    FieldUse("return_mean", "return_mean", "sample", "float"),
+                    FieldUse("return_std", "return_std", "sample", "float"),
+                ),
+                scope="batch",
+                options={"beta": 0.99, "floor": 0.1},
+                ranges={"beta": _SHARE, "floor": Range(above=0)},
+                state={"mean": 0.0, "square": 0.0, "weight": 0.0},
             ),
             *LOSSES,
             _declare(

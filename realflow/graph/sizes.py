@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from realflow.graph.schema import Report, nearest
 from realflow.graph.types import Call, DataSpec, ModelSpec
 
-_AGAINST_GROUP = ("advantages.grpo", "advantages.dr_grpo", "advantages.rloo")
+_AGAINST_GROUP = (
+    "advantages.grpo",
+    "advantages.dr_grpo",
+    "advantages.rloo",
+    "advantages.lite_ppo",
+    "credit.reinforce_pp_baseline",
+)
 """Built-ins that subtract a mean over the group: of one sample nothing is left."""
 
 

@@ -6,15 +6,14 @@ way (float64, float32 and bfloat16) and can average them into what is there.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 
 import torch
 
 from realflow.errors import InputError, RunError
+from realflow.kernels import operators
 
 KINDS = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3}
 """Dtypes that can be converted and averaged. Others are copied, as bytes."""
@@ -110,7 +109,7 @@ def move(
     if not moves.numel():
         return
     try:
-        _operators().move(list(sources), moves, list(destinations), decay)
+        operators().move(list(sources), moves, list(destinations), decay)
     except NotImplementedError as error:
         device = destinations[0].device.type
         raise RunError(
@@ -124,18 +123,5 @@ def checksums(buffer: torch.Tensor, bounds: Sequence[int]) -> list[int]:
 
     Each depends on every byte of its range and on the byte's place.
     """
-    found: list[int] = _operators().checksums(buffer, torch.tensor(bounds, dtype=torch.int64)).tolist()
+    found: list[int] = operators().checksums(buffer, torch.tensor(bounds, dtype=torch.int64)).tolist()
     return found
-
-
-@cache
-def _operators() -> torch._ops._OpNamespace:
-    """`torch.ops.realflow`, its library loaded at the first use."""
-    spec = importlib.util.find_spec("realflow._C")
-    if spec is None or spec.origin is None:
-        raise RunError(
-            "the compiled kernels (realflow._C) are not built; run `make setup`, or `pip install -e .` "
-            "with a C++ compiler at hand"
-        )
-    torch.ops.load_library(spec.origin)
-    return torch.ops.realflow

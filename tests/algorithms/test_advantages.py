@@ -1,15 +1,18 @@
-"""Advantages: values worked out by hand, and what must hold for any rewards and groups."""
+"""Advantages of samples: values worked out by hand, and what must hold for any rewards and groups."""
 
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.algorithms.advantages import dr_grpo, grpo, rloo
+from realflow.algorithms.advantages import dr_grpo, grpo, lite_ppo, remax, rloo
+from realflow.errors import InputError
 
-ALL = [grpo, dr_grpo, rloo]
+IN_GROUPS = [grpo, dr_grpo, rloo]
+ALL = [*IN_GROUPS, lite_ppo]
 REWARDS = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 0], dtype=torch.float64)
 GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 
@@ -89,7 +92,7 @@ def test_neither_order_nor_names_of_groups_matter(rows, random):
 @given(samples)
 def test_a_group_alone_equals_the_group_among_others(rows):
     values, groups = columns(rows)
-    for function in ALL:
+    for function in IN_GROUPS:
         together = function(values, groups)
         for group in groups.unique():
             own = groups == group
@@ -112,7 +115,7 @@ def test_finite_and_zero_for_the_missing_and_sum_zero(rows):
 @given(st.floats(-1e6, 1e6), st.integers(1, 20))
 def test_equal_rewards_have_advantage_exactly_zero(value, count):
     values, groups = torch.full((count,), value, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
-    for found in (*(f(values, groups) for f in ALL), grpo(values, groups, eps=0.0)):
+    for found in (*(f(values, groups) for f in ALL), *(f(values, groups, eps=0.0) for f in (grpo, lite_ppo))):
         assert (found == 0).all()
 
 
@@ -125,6 +128,60 @@ def test_a_missing_reward_is_not_a_zero():
         torch.testing.assert_close(found[kept], function(values[kept], groups[kept]))
         as_zero = function(values.nan_to_num(), groups)
         assert (found - as_zero).abs().max() > 0.05
+
+
+def test_grpo_is_the_standard_score():
+    """Against the standard library, in groups of unequal size that lie among one another."""
+    groups = torch.tensor([7, 2, 7, 2, 2, 7, 7])
+    values = torch.tensor([0.0, 3.5, 1.0, -1.0, 0.25, 1.0, 0.5], dtype=torch.float64)
+    found = grpo(values, groups, eps=0.0)
+    for group in (2, 7):
+        own = values[groups == group].tolist()
+        mean, std = statistics.fmean(own), statistics.stdev(own)
+        wanted = torch.tensor([(value - mean) / std for value in own], dtype=torch.float64)
+        torch.testing.assert_close(found[groups == group], wanted, atol=1e-12, rtol=0)
+
+
+@settings(deadline=None)
+@given(samples)
+def test_lite_ppo_equals_the_definition(rows):
+    values, groups = columns(rows)
+    known = [reward for reward, _ in rows if reward is not None]
+    std = statistics.stdev(known) if len(known) > 1 else 0.0
+    wanted = []
+    for reward, group in rows:
+        own = [r for r, g in rows if g == group and r is not None]
+        wanted.append(0.0 if reward is None else (reward - math.fsum(own) / len(own)) / (std + 1.0))
+    found = lite_ppo(values, groups, eps=1.0)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=1e-9)
+
+
+def test_lite_ppo_does_not_blow_up_a_group_that_nearly_agrees():
+    values = torch.tensor([1.0, 1.0, 1.0, 0.999, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    assert grpo(values, groups)[:4].abs().max() > 1  # the control: the std of the group does
+    assert lite_ppo(values, groups)[:4].abs().max() < 0.01
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(rewards, rewards), min_size=1, max_size=9), st.randoms(use_true_random=False))
+def test_remax_is_the_difference(rows, random):
+    own, greedy = (
+        torch.tensor([math.nan if r is None else r for r in column], dtype=torch.float64)
+        for column in zip(*rows, strict=True)
+    )
+    found = remax(own, greedy)
+    assert found.tolist() == [0.0 if None in row else row[0] - row[1] for row in rows]
+    order = random.sample(range(len(rows)), len(rows))
+    assert torch.equal(remax(own[order], greedy[order]), found[order])
+    if any(None not in row and row[0] != row[1] for row in rows):
+        assert (remax(greedy, own) != found).any()  # the control: the other way round
+
+
+def test_what_is_not_one_entry_a_sample_is_refused():
+    for function in (*ALL, remax):
+        with pytest.raises(InputError, match=r"shapes \(3,\) and \(2,\); expected one entry for each sample"):
+            function(torch.zeros(3), torch.zeros(2))
 
 
 def test_dtypes():

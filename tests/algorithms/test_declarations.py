@@ -10,7 +10,8 @@ import torch
 from realflow.algorithms import kl
 from realflow.engines.functions import load_callable
 from realflow.errors import InputError
-from realflow.graph.builtins import BUILTINS, KL
+from realflow.graph.builtins import BUILTINS
+from realflow.graph.lossdecls import KL
 from realflow.graph.types import Range
 
 NAMES = [name for name, decl in BUILTINS.items() if decl.kind != "output"]
@@ -20,7 +21,7 @@ def mismatches(decl, function):
     """Where a declaration and a function's parameters differ, in words."""
     parameters = inspect.signature(function).parameters
     optional = {use.name for use in decl.reads if use.optional}
-    declared = {use.name for use in decl.reads} | set(decl.needs)
+    declared = {use.name for use in decl.reads} | set(decl.needs) | ({"state"} if decl.state else set())
     options = {
         name: parameter.default
         for name, parameter in parameters.items()
@@ -57,6 +58,7 @@ PROBES = sorted({*(x + d for x in (-1.0, 0.0, 1.0) for d in (-1e-9, 0.0, 1e-9)),
 VALUES = {
     "lengths": torch.tensor([1, 2]),
     "rewards": torch.tensor([1.0, 2.0]),
+    "kl_coefs": torch.tensor([0.0, 0.0]),
     "group_ids": torch.tensor([0, 0]),
     "loss_mask": torch.tensor([False, True, True]),
     "finish_reason": ["stop", "length"],
@@ -72,6 +74,7 @@ def refused(name, option, value):
     declared = [use.name for use in BUILTINS[name].reads] + list(BUILTINS[name].needs)
     taken = [key for key in (*declared, "lengths", "mask") if key in parameters]
     given = {key: VALUES.get(key, torch.zeros(3)) for key in taken}
+    given |= {"state": dict(BUILTINS[name].state)} if BUILTINS[name].state else {}
     try:
         of(**given, **{option: value})
     except InputError as error:

@@ -1,4 +1,4 @@
-"""GAE and the value loss: the numbers of the definitions, and what holds for any samples."""
+"""GAE as graphs call it: the definition, and what holds for any samples."""
 
 import math
 
@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.algorithms.advantages import gae
-from realflow.algorithms.gae import packed_gae
+from realflow.algorithms.credit import gae
 from realflow.algorithms.losses import value_clip
 from realflow.errors import InputError
 
@@ -83,63 +82,6 @@ def same(found, wanted, atol=1e-9):
     torch.testing.assert_close(found["returns"], wanted[1], atol=atol, rtol=1e-9)
 
 
-def reference(bootstrap, mask=(0, 1, 1, 1, 1)):
-    """The example of the definition: rewards 0 0 0 1, values .1 .2 .3 .4 of the states before them."""
-    values, rewards = f64([0.1, 0.2, 0.3, 0.4, 0.7]), f64([9, 0, 0, 0, 1])
-    found = packed_gae(
-        rewards,
-        values,
-        torch.tensor([5]),
-        torch.tensor(mask).bool(),
-        gamma=0.99,
-        lam=0.95,
-        bootstrap=torch.tensor([bootstrap]),
-    )
-    return found[0][1:]
-
-
-def test_values():
-    torch.testing.assert_close(reference(False), f64([0.77329, 0.718012, 0.6603, 0.6]), atol=1e-5, rtol=0)
-
-
-def test_a_truncated_sample_bootstraps_from_the_value_at_its_last_token():
-    more = 0.99 * 0.7 * f64([(0.99 * 0.95) ** 3, (0.99 * 0.95) ** 2, 0.99 * 0.95, 1])
-    torch.testing.assert_close(reference(True) - reference(False), more, atol=1e-12, rtol=0)
-
-
-def test_values_that_stand_elsewhere_would_be_noticed():
-    """The control: with the values of the states after the choices the example does not come out."""
-    values = f64([0.0, 0.1, 0.2, 0.3, 0.4])
-    args = (torch.tensor([5]), torch.tensor([0, 1, 1, 1, 1]).bool())
-    shifted, _ = packed_gae(
-        f64([0, 0, 0, 0, 1]), values, *args, gamma=0.99, lam=0.95, bootstrap=torch.tensor([False])
-    )
-    assert (shifted[1:] - f64([0.77329, 0.718012, 0.6603, 0.6])).abs().max() > 0.05
-
-
-def test_a_tools_tokens_are_skipped_and_not_zeroed():
-    """Two choices, a tool's two tokens, a choice: as if the tool's last state came right after."""
-    values = f64([0.1, 0.2, 0.9, -0.9, 0.4, 0.0])
-    mask = torch.tensor([0, 1, 1, 0, 0, 1]).bool()
-    stop = torch.tensor([False])
-    settings = {"gamma": 0.9, "lam": 0.8, "bootstrap": stop}
-    found, _ = packed_gae(f64([0, 0, 0, 5, 5, 1]), values, torch.tensor([6]), mask, **settings)
-    states = f64([0.1, 0.2, 0.4, 0.0])  # before each choice; the entry at the end is not used
-    plain, _ = packed_gae(
-        f64([0, 0, 0, 1]), states, torch.tensor([4]), torch.tensor([0, 1, 1, 1]).bool(), **settings
-    )
-    torch.testing.assert_close(found[mask], plain[1:])
-    assert (found[~mask] == 0).all()
-    zeroed, _ = packed_gae(
-        f64([0, 0, 0, 0, 0, 1]),
-        values,
-        torch.tensor([6]),
-        torch.tensor([0, 1, 1, 1, 1, 1]).bool(),
-        **settings,
-    )
-    assert (zeroed[mask] - found[mask]).abs().max() > 0.05
-
-
 @settings(deadline=None, max_examples=60)
 @given(batches, unit, unit, unit, st.booleans())
 def test_equals_the_definition(rows, gamma, lam, kl_coef, whiten):
@@ -188,19 +130,6 @@ def test_whitened_over_the_chosen_tokens_and_zero_elsewhere(rows):
         assert advantages[chosen].std() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_monte_carlo_and_one_step():
-    """lam 1 is the discounted return less the value; lam 0 the error of one step."""
-    values, rewards = f64([0.5, -1, 2, 0.25]), f64([0, 1, 2, 4])
-    mask, lengths = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([4])
-    whole, returns = packed_gae(
-        rewards, values, lengths, mask, gamma=0.5, lam=1.0, bootstrap=torch.tensor([False])
-    )
-    torch.testing.assert_close(returns[1:], f64([1 + 1 + 1, 2 + 2, 4]))
-    torch.testing.assert_close(whole[1:], returns[1:] - values[:3])
-    step, _ = packed_gae(rewards, values, lengths, mask, gamma=0.5, lam=0.0, bootstrap=torch.tensor([True]))
-    torch.testing.assert_close(step[1:], f64([1 - 0.5 - 0.5, 2 + 1 + 1, 4 + 0.125 - 2]))
-
-
 def test_a_missing_reward_teaches_nobody():
     rows = [
         ([(False, 0.3, 0, -1, -1), (True, 0.4, 0, -2, -1), (True, 0.5, 0, -1, -3)], "stop", None),
@@ -228,7 +157,11 @@ def test_kinds_of_kl_and_of_numbers():
     torch.testing.assert_close(none - k2, f64([0, 0.1 * (0.5 + 2), 0.1 * 2]))
     narrow = {**given_, "values": given_["values"].float()}
     assert gae(**narrow)["advantages"].dtype == torch.float32
+    by_field = gae(**given_, whiten=False, lam=1.0, kl_coefs=f64([0.1]))["returns"]
+    torch.testing.assert_close(by_field, k1)  # a coefficient that is a field stands in place of the option
     given_.pop("ref_logprobs")
+    with pytest.raises(InputError, match=r"kl_coef is a field of the graph, but there are no ref_logprobs"):
+        gae(**given_, kl_coefs=f64([0.1]))
     with pytest.raises(InputError, match=r"kl_coef is 0\.1, but there are no ref_logprobs"):
         gae(**given_, kl_coef=0.1)
     for wrong in ({"gamma": 1.1}, {"lam": -0.1}, {"kl_coef": -0.1}):

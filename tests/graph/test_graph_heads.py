@@ -138,7 +138,7 @@ ACTOR = '    path: ${model}\n    dtype: ${dtype}\n    optimizer: {name: adamw, l
         ),
         (
             ("    writes: {logprobs: ref_logprobs}\n", "    writes: {logprobs: first_logprobs}\n"),
-            "use: advantages.gae\n",
+            "use: credit.gae\n",
             "calls.credit.options.kl_coef: found 0.02, but nothing writes 'ref_logprobs', which it needs",
         ),
         (
@@ -147,7 +147,7 @@ ACTOR = '    path: ${model}\n    dtype: ${dtype}\n    optimizer: {name: adamw, l
             "writes the field 'values', which call reward",
         ),
         (
-            ("    use: advantages.gae\n", "    use: advantages.gae\n    reads: {rewards: values}\n"),
+            ("    use: credit.gae\n", "    use: credit.gae\n    reads: {rewards: values}\n"),
             "reads: {rewards: values}",
             "reads the field 'values' (as 'rewards') with a value for each sample, found one for each token",
         ),

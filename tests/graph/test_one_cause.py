@@ -81,7 +81,7 @@ def test_options_out_of_range_are_refused_with_file_and_line(
         load_graph(file, [override])
     (problem,) = caught.value.problems
     assert (problem.file, problem.where) == (str(file), where) and message in problem.message
-    assert problem.line == file.read_text().split("use: advantages.gae")[0].count("\n") + 2
+    assert problem.line == file.read_text().split("use: credit.gae")[0].count("\n") + 2
     assert main(["check", "ppo", override]) == 2
     assert f"{file}:{problem.line}: {where}" in capsys.readouterr().err
 

@@ -19,6 +19,8 @@ from realflow.realloc.pack import KINDS, Row, Side, checksums, contiguous, move,
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
+KERNELS = {"move": (b"move_kernel", b"checksum_kernel", b"finish_kernel"), "gae": (b"gae_kernel",)}
+"""File of csrc/ -> its kernels."""
 
 
 def test_the_kernels_compile_for_every_architecture(tmp_path: Path) -> None:
@@ -37,11 +39,13 @@ def test_the_kernels_compile_for_every_architecture(tmp_path: Path) -> None:
         env={**os.environ, "MAKEFLAGS": ""},
     )
     assert made.returncode == 0, made.stderr
-    for number in ARCHITECTURES:
-        code = (tmp_path / f"move.sm_{number}.cubin").read_bytes()
-        assert code[:4] == b"\x7fELF"
-        for kernel in (b"move_kernel", b"checksum_kernel", b"finish_kernel"):
-            assert kernel in code
+    assert {path.stem for path in (ROOT / "csrc").glob("*.cu")} == KERNELS.keys()
+    for file, kernels in KERNELS.items():
+        for number in ARCHITECTURES:
+            code = (tmp_path / f"{file}.sm_{number}.cubin").read_bytes()
+            assert code[:4] == b"\x7fELF"
+            for kernel in kernels:
+                assert kernel in code
 
 
 @pytest.mark.parametrize("required", [True, False])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from realflow.algorithms.advantages import gae
+from realflow.algorithms.credit import gae
 from realflow.engines.functions import FunctionError, load_callable, run_function
 from realflow.graph import find_graph, load_graph
 from realflow.graph.types import Graph
@@ -44,7 +44,7 @@ def run(graph: Graph, values: dict[str, list[Any]], fn: Callable[..., Any] = gae
 
 def test_each_sample_gets_its_tokens(graph: Graph) -> None:
     values = columns()
-    found = run(graph, values, load_callable("advantages.gae"))
+    found = run(graph, values, load_callable("credit.gae"))
     assert set(found) == {"advantages", "returns"}
     wanted = gae(
         torch.tensor([1.0, float("nan"), 0.25], dtype=torch.float64),
@@ -77,9 +77,7 @@ def test_the_options_of_the_graph_arrive(graph: Graph) -> None:
 def test_what_is_not_finite_names_the_sample(graph: Graph) -> None:
     values = columns()
     values["values"][2][1] = float("nan")
-    with pytest.raises(
-        FunctionError, match=r"advantages\.gae: sample 12: returned nan for returns at token 1"
-    ):
+    with pytest.raises(FunctionError, match=r"credit\.gae: sample 12: returned nan for returns at token 1"):
         run(graph, values)
     call = replace(graph.call("credit"), options={**graph.call("credit").options, "gamma": 2.0})
     other = replace(graph, calls=tuple(call if c.name == "credit" else c for c in graph.calls))

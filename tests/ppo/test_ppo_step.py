@@ -11,7 +11,7 @@ from ppo_tiny import tiny_scorer
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from realflow.algorithms.advantages import gae
+from realflow.algorithms.credit import gae
 from realflow.algorithms.losses import ppo_clip, value_clip
 from realflow.data.batch import Batch, pack
 from realflow.engines import infer as inference

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realflow import kernels
 from realflow.errors import InputError, RunError
-from realflow.realloc import pack as packing
 from realflow.realloc.pack import Row, Side, checksums, contiguous, move, rows, table
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int16, torch.uint8, torch.bool]
@@ -281,9 +281,9 @@ def test_a_checksum_sees_every_bit_and_its_place(data: bytes, choose: st.DataObj
 
 
 def test_kernels_that_are_not_built_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="make setup"):
-        packing._operators.__wrapped__()
+        kernels.operators.__wrapped__()
 
 
 def test_a_device_without_kernels_is_named() -> None:
