@@ -84,11 +84,14 @@ def training_bytes(part: Part, dp: int) -> dict[str, int]:
 
     They are float32, float64 for a float64 model; masters and moments are sharded over dp (ZeRO-1).
     Where the compute weights have that dtype too, they are the masters. Gradients lie in up to four
-    regions (of tied, partial, whole and all other parameters), each a multiple of what dp divides.
+    regions (of tied, partial, whole and all other parameters; adapters have but partial and other ones),
+    each a multiple of what dp divides.
     """
     size, unit = (8 if part.dtype == "float64" else 4), dp * ALIGNMENT
-    regions = 1 + (part.stages > 1 and part.tied) + 2 * (part.parts > 1)
-    elements = -(-part.stored // unit) * unit + (regions - 1) * unit
+    regions = 1 + (part.parts > 1)
+    if part.low is None:
+        regions += (part.stages > 1 and part.tied) + (part.parts > 1)
+    elements = -(-part.trained // unit) * unit + (regions - 1) * unit
     masters = {} if part.itemsize == size else {"masters": size * elements // dp}
     return {**masters, "optimizer": 2 * size * elements // dp, "gradients": size * elements}
 

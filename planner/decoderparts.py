@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from planner.adapters import decoder_low
 from planner.callbytes import CallBytes, call_bytes
 from planner.decoder import Decoder, stage_cuts
 from planner.formulas.numbers import stage_elements
@@ -16,7 +17,7 @@ from planner.formulas.shares import shares
 from planner.formulas.values import Cut
 from planner.loads import How, worst_load
 from planner.sizes import Part, Parts
-from realflow.graph.types import Call, Graph
+from realflow.graph.types import Call, Graph, LoraSpec
 from realflow.models.card import Card
 from realflow.planfile.holdings import Holding
 
@@ -38,10 +39,11 @@ def option_bytes(
     `context` and `experts` are the ranks of the layout letters c and e. Tens of thousands a second.
     """
     cut = Cut(how.layout.tp, how.layout.pp, context, experts, how.sequence_parallel)
-    dtype = graph.models[str(call.model)].dtype
+    spec = graph.models[str(call.model)]
     load = worst_load(graph, call, how, longest, decoder.max_positions)
     found = [
-        call_bytes(graph, call, how, part, load, host=host) for part in decoder_parts(decoder, dtype, cut)
+        call_bytes(graph, call, how, part, load, host=host)
+        for part in decoder_parts(decoder, spec.dtype, cut, spec.lora)
     ]
     return CallBytes(
         max(one.weights for one in found),
@@ -51,16 +53,18 @@ def option_bytes(
 
 
 @lru_cache(maxsize=65536)
-def decoder_parts(decoder: Decoder, dtype: str, cut: Cut) -> tuple[Part, ...]:
+def decoder_parts(decoder: Decoder, dtype: str, cut: Cut, lora: LoraSpec | None = None) -> tuple[Part, ...]:
     """The part of each pipeline stage, on the tensor rank that has most. Of stages in the middle the first
     and the widest stand for all."""
     stages = stage_cuts(decoder, cut.p)
     kept = {0, 1, len(stages) - 1} & set(range(len(stages)))
     widest = max(range(len(stages)), key=lambda index: stages[index][1] - stages[index][0])
-    return tuple(_part(decoder, dtype, cut, index, *stages[index]) for index in sorted(kept | {widest}))
+    return tuple(_part(decoder, dtype, cut, lora, index, *stages[index]) for index in sorted(kept | {widest}))
 
 
-def _part(decoder: Decoder, dtype: str, cut: Cut, stage: int, first: int, stop: int) -> Part:
+def _part(
+    decoder: Decoder, dtype: str, cut: Cut, lora: LoraSpec | None, stage: int, first: int, stop: int
+) -> Part:
     counts = decoder.kinds(first, stop)
     columns = 0
     for kind, count in counts.items():
@@ -91,6 +95,7 @@ def _part(decoder: Decoder, dtype: str, cut: Cut, stage: int, first: int, stop: 
         stage=stage,
         stages=cut.p,
         parts=cut.t,
+        low=decoder_low(decoder, cut, first, stop, lora) if lora else None,
     )
 
 
@@ -108,4 +113,5 @@ class AllParts(Parts):
             return super().of(model, holding)
         decoder, cut = self._without[model], Cut(holding.parts, holding.stages)
         first, stop = stage_cuts(decoder, holding.stages)[holding.pp]
-        return _part(decoder, self._graph.models[model].dtype, cut, holding.pp, first, stop)
+        spec = self._graph.models[model]
+        return _part(decoder, spec.dtype, cut, spec.lora, holding.pp, first, stop)

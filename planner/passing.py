@@ -77,7 +77,10 @@ class _Passing:
         if self.how.recompute:
             layer, inside = self._states, layer
         entering = self._states * (1 if part.is_last else 2) if part.stages > 1 else 0
-        kept = alive * (part.layers * layer + entering) + self.fields
+        low = self._kept_low()
+        if self.how.recompute:
+            low, inside = 0, inside + low // part.layers
+        kept = alive * (part.layers * layer + low + entering) + self.fields
         norm, logits = self._kept_norm(self.share) if part.is_last else 0, self._head(backward=True)
         backward = inside + self._backward()
         if part.is_last:
@@ -90,6 +93,8 @@ class _Passing:
         """The widest moment of a layer, or of the head."""
         part, item = self.part, self.item
         columns = (3 if part.gated else 2) * part.intermediate
+        if part.low:
+            columns += 3 * max(part.intermediate, part.hidden)
         mlp = self.rows * (columns + part.hidden) * item
         norm = self.share * part.hidden * (self.item if part.norm == "layer" else 3 * self.wide)
         attention = self._attention_forward()
@@ -112,6 +117,11 @@ class _Passing:
             return rows * (columns * self.item + 2 * self.wide)
         normalised = self.wide if self.part.norm == "gemma" else self.item
         return rows * (columns * (self.wide + normalised) + self.wide)
+
+    def _kept_low(self) -> int:
+        """What adapters keep of all layers: A x of each. (Their x other products keep as well.)"""
+        low = self.part.low
+        return low.layers * low.rank * self.rows * self.item if low else 0
 
     def _kept_layer(self) -> int:
         """What autograd keeps of a layer for its backward pass."""
@@ -147,6 +157,8 @@ class _Passing:
         )
         attention = self.load.padded * 2 * part.query_heads * part.head_dim * item
         attention += 2 * self.pairs * part.query_heads * item
+        if part.low:  # what A and B make of the widest input and output, before they are added
+            mlp += self.rows * 3 * max(part.intermediate, part.hidden) * item
         done = self.rows * (4 if part.gated else 2) * part.intermediate * item  # of the MLP, by then
         tied = part.vocab // part.parts * part.hidden * item if part.tied and part.logits else 0
         return max(mlp, attention - done, self._norm_backward() - done) + self._states + tied
@@ -185,6 +197,8 @@ def _generating(how: How, part: Part, load: Load, host: bool) -> dict[str, int]:
     hidden = 2 * rows * part.hidden * item
     queries, cached = part.query_heads * part.head_dim, part.cached_heads * part.head_dim
     mlp = rows * (3 if part.gated else 2) * part.intermediate * item
+    if part.low:  # what adapters make, before it is added
+        mlp += rows * 3 * max(part.intermediate, part.hidden) * item
     norm = 2 * rows * part.hidden * wide
     vectors = rows * (2 * queries + 4 * part.kv_heads * part.head_dim) * item
     copies = slots * load.reach * cached * 4 if host and part.dtype == "bfloat16" else 0

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from realflow.graph.types import Graph
+from planner.adapters import Low, low_of
+from realflow.graph.types import Graph, LoraSpec
 from realflow.layout import Layout, box_size, cut
+from realflow.models.adapters import adapter_cut
 from realflow.models.card import ITEMSIZE, Card
 from realflow.models.partition import Partition, partition, with_head
 from realflow.planfile.holdings import Holding
@@ -30,7 +32,8 @@ class Part:
     lies between parameters so that they begin at round addresses. `gated` MLPs multiply two products;
     `head_norms` normalise queries and keys; a layer has `norms` over the hidden dim, of kind `norm` (Gemma's
     multiply in float32). `stage`, `stages` and `parts` (tensor ranks) are those
-    of the holding.
+    of the holding. `low` are the adapters that are trained instead of all this; where they are merged in they
+    count too, though they are not there: a few hundredths too much.
     """
 
     dtype: str
@@ -54,6 +57,7 @@ class Part:
     stage: int = 0
     stages: int = 1
     parts: int = 1
+    low: Low | None = None
 
     @property
     def itemsize(self) -> int:
@@ -63,7 +67,12 @@ class Part:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the compute weights."""
-        return self.stored * self.itemsize
+        return (self.stored + (self.low.stored if self.low else 0)) * self.itemsize
+
+    @property
+    def trained(self) -> int:
+        """Elements that are trained, with what lies between them."""
+        return self.low.stored if self.low else self.stored
 
     @property
     def is_first(self) -> bool:
@@ -92,12 +101,13 @@ class Parts:
             for pp in range(holding.stages):
                 for tp in range(holding.parts):
                     place = Holding(pp, holding.stages, tp, holding.parts)
-                    self._known[model, place] = part_of(whole, place, spec.dtype, spec.head)
+                    self._known[model, place] = part_of(whole, place, spec.dtype, spec.head, spec.lora)
         return self._known[model, holding]
 
 
-def part_of(whole: Partition, place: Holding, dtype: str, head: str) -> Part:
-    """What the holding `place` has of a model that is cut so."""
+def part_of(whole: Partition, place: Holding, dtype: str, head: str, lora: LoraSpec | None = None) -> Part:
+    """What the holding `place` has of a model that is cut so. Raises InputError for adapters of layers that
+    the model does not have."""
     card, stage = whole.card, whole.stages[place.pp]
     names = [p.name.rsplit(".", 2)[-2] for p in card.parameters if p.name.count(".") > 1]
     norms = sum(p.shape == (card.hidden,) and p.name.endswith("norm.weight") for p in card.parameters)
@@ -127,6 +137,7 @@ def part_of(whole: Partition, place: Holding, dtype: str, head: str) -> Part:
         stage=place.pp,
         stages=place.stages,
         parts=place.parts,
+        low=low_of(adapter_cut(whole, lora), place) if lora else None,
     )
 
 

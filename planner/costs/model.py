@@ -76,7 +76,8 @@ class Costs:
         decoder, dtype = self.decoders[str(call.model)], self.graph.models[str(call.model)].dtype
         stages = stage_runs(decoder, layout.pp)
         read = read_bytes(self.graph, call)
-        return Setting(call, how, decoder, cut, stages, self.rates, dtype, self.per_node, read)
+        lora = self.graph.models[str(call.model)].lora
+        return Setting(call, how, decoder, cut, stages, self.rates, dtype, self.per_node, read, lora)
 
     def lengths_of(self, call: Call) -> Lengths:
         """The lengths that a call sees: those of the rollout whose tokens it reads."""
@@ -107,10 +108,11 @@ class Costs:
             weights = max(weights, float(elements * item))
             if call.op == "train":
                 wide = 8 if item == 8 else 4
-                states = max(states, (2 if item == wide else 3) * wide * elements / how.layout.dp)
-        trained = call.model in self.graph.trained()
+                trained = setting.trained(run)
+                states = max(states, (2 if item == wide else 3) * wide * trained / how.layout.dp)
+        changes = call.model in self.graph.trained()
         # Weights that never change have a copy on the host already: they are only brought back.
-        return self.rates.host_copy(weights) * (2 if trained else 1) + self.rates.host_copy(states) * 2
+        return self.rates.host_copy(weights) * (2 if changes else 1) + self.rates.host_copy(states) * 2
 
     def move(
         self, model: str, into: str, source: Layout, destination: Layout, devices: int | None = None

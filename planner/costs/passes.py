@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from planner.adapters import FROZEN, decoder_low
 from planner.costs.batches import Dispatch, Pack, mean_pack
 from planner.costs.setting import Setting
-from planner.costs.stages import pipelined
+from planner.costs.stages import StageRun, pipelined
 from planner.costs.values import CallCost, Tally
-from planner.formulas import Pass, gradient_traffic, stage_elements
+from planner.formulas import Pass, gradient_traffic
+from planner.formulas.values import Traffic
 from planner.rates import Doing, Seconds, Source, worse
 
 _SINGLE = 8
@@ -44,9 +46,12 @@ def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
     tally.add("fields", setting.fetched(divided.tokens))
     back: Doing = "recompute" if setting.how.recompute else "backward"
 
+    # Recomputing makes a forward pass, too, which is half as long as a backward pass and stays.
+    share = 1.0 if setting.lora is None else (1 + 2 * FROZEN) / 3 if back == "recompute" else FROZEN
+
     def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
         run = setting.stages[stage]
-        return setting.stage_pass(run, one, "forward", busy), setting.stage_pass(run, one, back, busy)
+        return setting.stage_pass(run, one, "forward", busy), setting.stage_pass(run, one, back, busy) * share
 
     schedule = setting.how.schedule
     for packs in divided.packs:
@@ -140,6 +145,15 @@ def _beyond(setting: Setting, reduced: Seconds, elements: int, backward: float) 
     return Seconds(max(left, reduced.value / buckets), reduced.source)
 
 
+def _sums(setting: Setting, run: StageRun, data: int) -> Sequence[Traffic]:
+    """What a stage sends for its gradients once a minibatch; of adapters the sums over tensor ranks."""
+    if setting.lora is None:
+        return gradient_traffic(setting.decoder, setting.cut, run.first, run.stop, data, setting.itemsize)
+    low = decoder_low(setting.decoder, setting.cut, run.first, run.stop, setting.lora)
+    tp = setting.cut.t
+    return [Traffic("all_reduce", "t", tp, 4 * low.partial)] if low.partial else []
+
+
 def _update(setting: Setting, tally: Tally, times: float, backwards: Sequence[float]) -> None:
     """What a minibatch ends with, on the stage that takes longest; `backwards` are the seconds of its last
     backward pass on each."""
@@ -149,13 +163,12 @@ def _update(setting: Setting, tally: Tally, times: float, backwards: Sequence[fl
     for run, backward in {
         run.alike: (run, back) for run, back in zip(setting.stages, backwards, strict=True)
     }.values():
-        elements = stage_elements(setting.decoder, setting.cut, run.first, run.stop)
+        elements = setting.trained(run)
         reduced = rates.reduce_gradients(elements, data, dtype=setting.dtype, per_node=setting.data_per_node)
         reduced = _beyond(setting, reduced, elements, backward)
         update = setting.shared(partial(_optimizer, setting, elements, data))
         sums = Seconds(0.0)
-        traffic = gradient_traffic(setting.decoder, setting.cut, run.first, run.stop, data, setting.itemsize)
-        for message in traffic:
+        for message in _sums(setting, run, data):
             if message.operation == "all_reduce":  # over tensor ranks, and of a tied table
                 per_node = 1 if message.axis == "ends" and setting.apart else None
                 sums += rates.collective("all_reduce", message.bytes, message.ranks, per_node) * message.count

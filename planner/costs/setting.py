@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from planner.adapters import FROZEN, decoder_low
 from planner.costs.stages import StageRun
 from planner.decoder import Decoder
-from planner.formulas import Cut, Pass, stage_traffic
+from planner.formulas import Cut, Pass, stage_elements, stage_traffic
 from planner.formulas.values import Phase
 from planner.loads import How
 from planner.rates import Doing, Rates, Seconds
-from realflow.graph.types import Call
+from realflow.graph.types import Call, LoraSpec
 from realflow.models.card import ITEMSIZE
 
 NOT_RUN = "{call}: layout letter {letter} is costed, but the engine cannot run it yet"
+
+HALF = "{call}: a backward pass without gradients of the frozen weights is taken as {share} of one with them"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Setting:
     """Devices of a node."""
     read_bytes: float = 0.0
     """Of each token, in the fields that the call reads from other calls."""
+    lora: LoraSpec | None = None
+    """Of the model: its adapters alone are trained."""
 
     @property
     def itemsize(self) -> int:
@@ -59,7 +64,16 @@ class Setting:
     def assumptions(self) -> tuple[str, ...]:
         """What is taken for granted about how the call runs."""
         letters = [letter for letter, size in (("c", self.cut.c), ("e", self.cut.e)) if size > 1]
-        return tuple(NOT_RUN.format(call=self.call.name, letter=letter) for letter in letters)
+        found = [NOT_RUN.format(call=self.call.name, letter=letter) for letter in letters]
+        if self.lora is not None and self.call.op == "train":
+            found.append(HALF.format(call=self.call.name, share=f"{FROZEN:.0%}"))
+        return tuple(found)
+
+    def trained(self, run: StageRun) -> int:
+        """Elements that a rank of a stage trains."""
+        if self.lora is not None:
+            return decoder_low(self.decoder, self.cut, run.first, run.stop, self.lora).stored
+        return stage_elements(self.decoder, self.cut, run.first, run.stop)
 
     def shared(self, seconds: Callable[[int], Seconds], at_once: float = 1.0) -> Seconds:
         """Seconds of something that depends on how many ranks of a node are busy: of a pipeline's stages

@@ -29,6 +29,7 @@ from realflow.engines.decode import Decoder, ModuleDecoder
 from realflow.engines.part import HoldsPart, heads_of
 from realflow.engines.passes import Pass
 from realflow.models import tensor as tensor_parallel
+from realflow.models.lora import LowRank, is_adapted, without_adapter
 from realflow.models.place import Axis
 from realflow.models.stages import Elsewhere
 
@@ -43,38 +44,55 @@ _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm",
 
 @dataclass(frozen=True)
 class Linear:
-    """Several linear layers with one input. One weight for all where memory allows, else one for each."""
+    """Several linear layers with one input. One weight for all where memory allows, else one for each.
+
+    `low` are their adapters, each with the outputs that it adds to: `[start, stop)`.
+    """
 
     parts: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
+    low: tuple[tuple[int, int, LowRank], ...] = ()
 
     @classmethod
-    def of(cls, *layers: nn.Linear) -> Linear:
+    def of(cls, *modules: nn.Module) -> Linear:
         """The layers side by side, as views of their parameters."""
+        layers, low, start = [], [], 0
+        for module in modules:
+            layer, beside = without_adapter(module)
+            layers.append(layer)
+            stop = start + len(layer.weight)
+            low += [] if beside is None else [(start, stop, beside)]
+            start = stop
         weight = adjacent([layer.weight for layer in layers])
         biased = layers[0].bias is not None
         bias = adjacent([layer.bias for layer in layers]) if biased else None
         if weight is None or (biased and bias is None):
-            return cls(tuple((layer.weight, layer.bias) for layer in layers))
-        return cls(((weight, bias),))
+            return cls(tuple((layer.weight, layer.bias) for layer in layers), tuple(low))
+        return cls(((weight, bias),), tuple(low))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """All outputs, one after the other in the last dim."""
         if len(self.parts) == 1:
-            return F.linear(x, *self.parts[0])
-        return torch.cat([F.linear(x, weight, bias) for weight, bias in self.parts], -1)
+            return self._adapted(x, F.linear(x, *self.parts[0]))
+        return self._adapted(x, torch.cat([F.linear(x, weight, bias) for weight, bias in self.parts], -1))
+
+    def _adapted(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """`out`, in place: what adapters make of `x` added, rounded where their modules round."""
+        for start, stop, (a, b, scale) in self.low:
+            out[..., start:stop] += F.linear(F.linear(x, a), b).mul_(scale)
+        return out
 
     def summed(self, x: torch.Tensor, axis: Axis) -> torch.Tensor:
         """The product of a layer that is cut along its inputs: the sum over `axis`, the bias once."""
         if axis.size == 1:
             return self(x)
         ((weight, bias),) = self.parts
-        total = summed(F.linear(x, weight), axis)
+        total = summed(self._adapted(x, F.linear(x, weight)), axis)
         return total if bias is None else total.add_(bias)
 
     def is_faster_transposed(self, x: torch.Tensor) -> bool:
         """Whether `transposed` saves time: measured for bfloat16 on CPUs, where oneDNN repacks the
         weights in each product unless they are its left factor (8 % of an MLP at 32 rows)."""
-        single = len(self.parts) == 1 and self.parts[0][1] is None
+        single = len(self.parts) == 1 and self.parts[0][1] is None and not self.low
         return single and x.dtype == torch.bfloat16 and x.device.type == "cpu" and 16 <= len(x) <= 128
 
     def transposed(self, x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +173,7 @@ class Layer:
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """The feed-forward part before the residual: [T, hidden]."""
         x = self.before_mlp(x)
-        if self.gate_up.is_faster_transposed(x):
+        if self.gate_up.is_faster_transposed(x) and not self.down.low:
             gate, up = self.gate_up.transposed(x.t()).chunk(2, 0)
             return summed(self.down.transposed(self.activation(gate).mul_(up)), self.tp).t()
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -239,13 +257,13 @@ def _layer(module: Any, index: int, heads: tuple[int, int], tp: Axis) -> Layer:
 def is_fusible(module: PreTrainedModel) -> bool:
     """Whether every part of the model is exactly the class that `FusedDecoder` writes out.
 
-    A subclass, an adapter in place of a linear layer or a hook on any part may change the answer;
-    such models are left to their own modules.
+    A subclass, another adapter than `realflow.models.lora` makes or a hook on any part may change the
+    answer; such models are left to their own modules.
     """
     for source, prefix in _FAMILIES:
         if type(module) is getattr(source, f"{prefix}ForCausalLM"):
             known = {getattr(source, prefix + part) for part in _PARTS}
-            known |= {nn.Linear, nn.Embedding, nn.ModuleList, Elsewhere}
+            known |= {nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict, Elsewhere}
             return all(_is_plain(part, known) for part in module.modules())
     return False
 
@@ -256,7 +274,7 @@ def _is_plain(part: nn.Module, known: set[type]) -> bool:
         hooks.append(vars(part)["forward"])
     changed = any(not _is_of_tensor_ranks(hook) for hook in hooks)
     activation = not list(part.children()) and not list(part.parameters())
-    return not changed and (type(part) in known or activation)
+    return not changed and (type(part) in known or activation or is_adapted(part))
 
 
 def _is_of_tensor_ranks(hook: Any) -> bool:

@@ -89,7 +89,7 @@ class Masters:
 
     def shards(self) -> Iterator[Shard]:
         """Every box that this rank holds, in no order that matters."""
-        boxes, optimizer, here = self._model.boxes(), self._optimizer, 0
+        boxes, optimizer, here = self._model.trained.boxes, self._optimizer, 0
         for run, master in zip(self.runs, self._masters, strict=True):
             held = {
                 "master": master.detach(),

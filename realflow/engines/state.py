@@ -59,7 +59,7 @@ def save_shards(model: CausalModel, shards: Iterable[Shard], version: int, direc
     everyone = model.place.everyone
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"shard-{everyone.index:05d}-of-{everyone.size:05d}.safetensors"
-    shapes = {p.name: list(p.shape) for p in model.partition.card.parameters}
+    shapes = {name: list(shape) for name, shape in model.trained.cut.shapes.items()}
     tensors = {
         _key(kind, shard.name, shard.box): tensor.contiguous()
         for shard in shards
@@ -78,7 +78,7 @@ def load_shards(model: CausalModel, shards: Sequence[Shard], directory: Path) ->
     Raises InputError where files are missing, damaged, of another model or of different versions, or
     do not hold all that this rank needs.
     """
-    shapes = {p.name: p.shape for p in model.partition.card.parameters}
+    shapes = model.trained.cut.shapes
     stored, version = _index(directory, shapes)
     for shard in shards:
         missing = without(shard.box, (entry.box for entry in stored.get(shard.name, ())))

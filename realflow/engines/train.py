@@ -42,7 +42,8 @@ from realflow.models.heads import values
 
 
 class TrainEngine:
-    """Trains `model` together with the other ranks of `model.place`, each of which has its part.
+    """Trains `model`, or its adapters where it has any (`model.trained`), together with the other ranks of
+    `model.place`, each of which has its part.
 
     `total_steps`, in optimizer steps, is needed by learning-rate schedules that end. `schedule` is
     the pipeline's, `1f1b` or `zero_bubble`; activation checkpointing and sequence parallelism are
@@ -67,10 +68,10 @@ class TrainEngine:
             raise InputError(f"a model with head {model.head_kind!r} cannot be trained")
         self.model, self.spec, self.total_steps = model, spec, total_steps
         self.schedule, self.version, self._sequence = schedule, 0, model.sequence_parallel
-        place, cut = model.place, model.partition
-        held = set(model.flat.slots)
+        place, trained = model.place, model.trained
+        cut, held = trained.cut, set(trained.slots)
         self.arrangement = arrange(
-            model.flat.slots,
+            trained.slots,
             place.dp.size,
             tied=held & set(cut.tied),
             partial=held & set(cut.partial(sequence=self._sequence)),
@@ -78,9 +79,8 @@ class TrainEngine:
             bucket=bucket,
         )
         self.masters = Masters(model, self.arrangement, spec)
-        parameters = dict(model.module.named_parameters())
-        self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._gradients = Gradients(parameters, self.arrangement, self.masters.dtype)
+        self._names = {id(parameter): name for name, parameter in trained.parameters.items()}
+        self._gradients = Gradients(trained.parameters, self.arrangement, self.masters.dtype)
         self._reducer = Reducer(place.dp)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from realflow.models.checkpoint import Checkpoint, stored_names
 from realflow.models.deferred import Deferred
 from realflow.models.flat import FlatBuffer, allocate
 from realflow.models.logprobs import Vocabulary
+from realflow.models.lora import Adapters, AdapterSource, adapter_shapes, load_adapters
 from realflow.models.partition import (
     COLUMN,
     EMBEDDING,
@@ -36,6 +37,7 @@ from realflow.models.precision import full_precision
 from realflow.models.sharing import Shared, find_shared
 from realflow.models.stages import recomputing, send_elsewhere
 from realflow.models.tensor import Region, cut_modules
+from realflow.models.trained import Trained
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 SCORE = f"{HEAD_NAME}weight"
@@ -64,7 +66,8 @@ class Packed:
 class CausalModel:
     """`module` is the `transformers` model in evaluation mode (no dropout) with its own names, of which
     this rank holds the boxes of `partition` at `place`; its parameters are views of `flat`. `source` is
-    the checkpoint that it was loaded from.
+    the checkpoint that it was loaded from. With `adapters` its weights are frozen, and each linear layer that
+    has one computes with it.
 
     Settable between passes: `share` (beginnings that packed sequences have in common are computed
     once), `sequence_parallel` (what lies between the blocks is divided over tp) and `recompute`
@@ -79,6 +82,7 @@ class CausalModel:
     partition: Partition
     region: Region
     head_kind: str = "lm"
+    adapters: Adapters | None = None
     share: bool = True
     sequence_parallel: bool = False
     recompute: bool = False
@@ -120,6 +124,26 @@ class CausalModel:
     def boxes(self) -> dict[str, Box]:
         """Parameter -> the box of it that this rank holds (`flat.view(name)` is its storage)."""
         return self.partition.boxes(self.place.pp.index, self.place.tp.index)
+
+    @property
+    def trained(self) -> Trained:
+        """What of this rank's part is trained: its adapters where it has any, else all of it."""
+        if self.adapters is None:
+            return Trained(
+                self.partition, self.flat.slots, self.boxes(), dict(self.module.named_parameters())
+            )
+        cut = self.adapters.cut
+        boxes = cut.boxes(self.place.pp.index, self.place.tp.index)
+        return Trained(cut, self.adapters.flat.slots, boxes, self.adapters.parameters)
+
+    def weight(self, name: str, part: Box | None = None) -> torch.Tensor:
+        """A part of the box of a parameter that is held here (None: all of it), its adapter merged in; a view
+        where there is none."""
+        held, view = self.boxes()[name], self.flat.view(name)
+        span = [slice(a - o, b - o) for (a, b), (o, _) in zip(part or held, held, strict=True)]
+        if self.adapters is None or not self.adapters.has(name):
+            return view[tuple(span)]
+        return self.adapters.merge(name, view, *span)
 
     def prepare(self, tokens: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor) -> Packed:
         """What the stages need to know of a micro-batch of packed sequences.
@@ -189,13 +213,17 @@ def load_model(
     device: str | torch.device = "cpu",
     place: Place | None = None,
     head: str = "lm",
+    new_head: bool = False,
+    adapters: AdapterSource | None = None,
 ) -> CausalModel:
     """Load what the rank at `place` (None: a mesh of one) holds of a checkpoint directory.
 
     `dtype` is bfloat16, float32 or float64; `head` is `lm`, `value` or `reward` (one number for each
-    row, as in Hugging Face's sequence classifiers). A reward model's checkpoint must have its head; a
-    value head that the checkpoint lacks starts from zeros. Only this rank's boxes are read. Raises
-    InputError where the directory, the checkpoint, the kind of model or the layout cannot be used.
+    row, as in Hugging Face's sequence classifiers). A head that the checkpoint lacks starts from zeros: a
+    value head, and with `new_head` (the model is trained) a reward head, which a checkpoint must have
+    otherwise. `adapters` are put on the model, or merged into its weights. Only this rank's boxes are read.
+    Raises InputError where the directory, the checkpoint, the adapters, the kind of model or the layout
+    cannot be used.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -205,9 +233,11 @@ def load_model(
     module = build_module(path, DTYPES[dtype], head)
     cut = partition(with_head(build_card(path), head), place.layout)
     _check_names(module, cut, path)
-    names = stored_names(checkpoint, cut.card, _optional(head))
+    names = stored_names(checkpoint, cut.card, _optional(head, new_head=new_head))
     boxes = cut.boxes(place.pp.index, place.tp.index)
-    flat = allocate({name: lengths(box) for name, box in boxes.items()}, DTYPES[dtype], target)
+    shapes = {name: lengths(box) for name, box in boxes.items()}
+    every = allocate(shapes | adapter_shapes(cut, place, adapters), DTYPES[dtype], target)
+    flat = every.only(shapes)
     for name, box in boxes.items():
         if name in names:
             flat.view(name).copy_(checkpoint.read(names[name], box))
@@ -218,18 +248,20 @@ def load_model(
         stage, first = place.pp.index, cut.vocabulary(place.tp.index)[0]
         tables = [(name, first) for name in cut.modules(EMBEDDING, stage)]
         cut_modules(module, cut.modules(COLUMN, stage), cut.modules(ROW, stage), tables, region)
-    return CausalModel(module, flat, path, place, cut, region, head)
+    beside = None if adapters is None else load_adapters(module, adapters, every, cut, place, region)
+    return CausalModel(module, flat, path, place, cut, region, head, beside)
 
 
 def master_values(model: CausalModel, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
     """Elements `[start, stop)` of the flat buffer in `dtype` (float32 or float64), as precise as the
-    checkpoint has them: where it was stored wider than the compute dtype, they are read again.
+    checkpoint has them: where it was stored wider than the compute dtype, they are read again. (Of a model
+    with adapters these elements are adapters, which are as the model computes with them.)
     """
     checkpoint = Checkpoint(model.source)
-    if checkpoint.dtypes <= {model.dtype}:
+    if model.adapters is not None or checkpoint.dtypes <= {model.dtype}:
         return model.flat.storage[start:stop].to(dtype, copy=True)
     values = torch.zeros(stop - start, dtype=dtype, device=model.device)
-    names = stored_names(checkpoint, model.partition.card, _optional(model.head_kind))
+    names = stored_names(checkpoint, model.partition.card, _optional(model.head_kind, new_head=True))
     held = model.boxes()
     for name, first, last in model.flat.pieces(start, stop):
         if name not in names:
@@ -243,8 +275,9 @@ def master_values(model: CausalModel, start: int, stop: int, dtype: torch.dtype)
     return values
 
 
-def _optional(head: str) -> frozenset[str]:
-    return frozenset({SCORE} if head == "value" else ())
+def _optional(head: str, *, new_head: bool) -> frozenset[str]:
+    """Parameters that a checkpoint may lack: they start from zeros."""
+    return frozenset({SCORE} if head == "value" or (head == "reward" and new_head) else ())
 
 
 def _check_names(module: PreTrainedModel, cut: Partition, path: Path) -> None:

@@ -9,7 +9,7 @@ appear once. Offsets do not depend on the dtype, so that states of runs in diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +48,10 @@ class FlatBuffer:
         """One parameter, sharing memory."""
         slot = self.slots[name]
         return self.storage[slot.offset : slot.offset + slot.size].view(slot.shape)
+
+    def only(self, names: Collection[str]) -> FlatBuffer:
+        """The same memory, with these parameters of it alone."""
+        return FlatBuffer(self.storage, {name: slot for name, slot in self.slots.items() if name in names})
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
         """What of each parameter lies in `[start, stop)` of the buffer.

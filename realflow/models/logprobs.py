@@ -195,8 +195,10 @@ class _TokenStats(torch.autograd.Function):
             grad_logprobs = torch.zeros_like(entropy)
         at_target = grad_logprobs if ctx.own is None else grad_logprobs * ctx.own
         grad_rows = torch.empty_like(rows)
-        whole = kept is not None
-        grad_weight = None if whole else torch.zeros(weight.shape, dtype=ctx.wide, device=weight.device)
+        wanted = ctx.needs_input_grad[1]  # a frozen head has no gradient
+        grad_weight = None
+        if wanted and kept is None:
+            grad_weight = torch.zeros(weight.shape, dtype=ctx.wide, device=weight.device)
         for start in range(0, len(rows), PRODUCT_ROWS):
             part = slice(start, min(start + PRODUCT_ROWS, len(rows)))
             logits = torch.mm(rows[part], weight.t()) if kept is None else kept[part]
@@ -217,10 +219,10 @@ class _TokenStats(torch.autograd.Function):
             torch.mm(logits, weight, out=grad_rows[part])
             if grad_weight is not None:
                 grad_weight += torch.mm(logits.t(), rows[part])
-        if kept is not None:
+        if wanted and kept is not None:
             grad_weight = torch.mm(kept.t(), rows)
-        assert grad_weight is not None
-        return grad_rows, grad_weight.to(weight.dtype), None, None, None, None
+        found = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_rows, found, None, None, None, None
 
 
 def _blocks(part: slice, vocabulary: int) -> list[slice]:

@@ -112,7 +112,16 @@ class Partition:
 
     def is_whole(self, name: str) -> bool:
         """Whether every tensor rank holds all of a parameter (its gradient counts once in a norm)."""
-        return self.tp == 1 or self._dim(name) is None
+        return self.cut_dim(name) is None
+
+    def cut_dim(self, name: str) -> int | None:
+        """The dim along which tensor ranks divide a parameter; None where each holds all of it."""
+        return None if self.tp == 1 else self._dim(name)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The full shapes of all parameters."""
+        return {p.name: p.shape for p in self.card.parameters}
 
     def partial(self, *, sequence: bool = False) -> tuple[str, ...]:
         """Parameters, sorted, that every tensor rank holds whole but whose gradient each rank has only

@@ -44,7 +44,7 @@ class SavedFile:
 def save_model(
     model: CausalModel, tokenizer: Any, directory: Path, *, file_bytes: int = FILE_BYTES
 ) -> dict[str, str]:
-    """Save the compute weights and the tokenizer (None: no tokenizer) as `directory`.
+    """Save the compute weights (adapters merged in) and the tokenizer (None: no tokenizer) as `directory`.
 
     All ranks of the first data-parallel replica call it together, with one file system; others may, and
     do nothing. Everything is written beside the directory and renamed into place at the end, so that
@@ -133,7 +133,7 @@ def _write(model: CausalModel, file: SavedFile, folder: Path) -> bool:
 
 def _gather(model: CausalModel, name: str, axis: Axis, writer: int) -> torch.Tensor | None:
     """The whole parameter, on the CPU of tensor rank `writer`; None on the others."""
-    mine = model.flat.view(name)
+    mine = model.weight(name)
     if model.partition.is_whole(name):
         return mine.detach().to("cpu", copy=True) if axis.index == writer else None
     if axis.index != writer:

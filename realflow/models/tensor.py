@@ -107,6 +107,16 @@ def cut_modules(
         table.forward = partial(_embed, region, table, table.forward, first)
 
 
+def sum_adapted_rows(root: nn.Module, rows: Sequence[str], region: Region) -> None:
+    """Make the row-parallel layers of these names, each of which has an adapter around it by now, communicate
+    where the adapter's part of the product has been added: one sum over the ranks for both."""
+    for name in rows:
+        adapted: Any = root.get_submodule(name)
+        layer = adapted.base_layer
+        layer.forward = partial(_product, layer)
+        adapted.forward = partial(_summed_rows, region, adapted.forward, layer)
+
+
 def _enter_block(
     region: Region, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -116,9 +126,19 @@ def _enter_block(
 
 
 def _row_parallel(region: Region, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return _summed_rows(region, partial(_product, layer), layer, x)
+
+
+def _summed_rows(
+    region: Region, product: Callable[[torch.Tensor], torch.Tensor], layer: nn.Linear, x: torch.Tensor
+) -> torch.Tensor:
     """The sum over the ranks of their columns' products; the bias, which all have, is added once."""
-    total = region.leave(F.linear(x, layer.weight))
+    total = region.leave(product(x))
     return total if layer.bias is None else total + layer.bias
+
+
+def _product(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, layer.weight)
 
 
 def _embed(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from realflow.engines.state import load_shards, load_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
 from realflow.graph.types import Call, Graph, Sampling
+from realflow.layout import Box
 from realflow.models.causal import CausalModel, load_model
 from realflow.models.flat import FlatBuffer
+from realflow.models.lora import AdapterSource
 from realflow.models.paths import resolve_model
 from realflow.models.place import Groups, Place
 from realflow.models.residence import Residence
+from realflow.models.savelora import adapters_folder
 from realflow.planfile import Plan
 from realflow.planfile.holdings import After, Holding, holdings, put_away
+from realflow.realloc.storage import Computed, Storage
 from realflow.runtime.readiness import dispatches_before, main_rollout
 from realflow.runtime.weights import kept
 
@@ -43,6 +48,14 @@ class Host:
     def flat(self) -> FlatBuffer:
         """What reallocations read and write."""
         return self.average.flat if self.average else self.model.flat
+
+    def bound(self, name: str, box: Box) -> Storage | Computed:
+        """What reallocations read of a parameter that is held here: its memory, or, where it has an adapter,
+        the two merged as they are sent."""
+        adapters = self.model.adapters
+        if adapters is None or not adapters.has(name):
+            return Storage.of(box, self.flat.view(name))
+        return Computed(box, self.model.dtype, partial(self.model.weight, name))
 
     def restore(self) -> None:
         """Everything is needed, the average too."""
@@ -95,7 +108,15 @@ class Hosts:
             self._tokenizers[name] = AutoTokenizer.from_pretrained(path, local_files_only=True)
         place, key = Place.of(where.mesh, self.rank, self._groups), (name, self._holding(call))
         if key not in self._parts:
-            model = load_model(path, dtype=spec.dtype, device=self._device, place=place, head=spec.head)
+            model = load_model(
+                path,
+                dtype=spec.dtype,
+                device=self._device,
+                place=place,
+                head=spec.head,
+                new_head=spec.optimizer is not None,
+                adapters=self._adapters(name, key[1]),
+            )
             self._parts[key] = self._host(name, key[1], model)
         self._parts[key].residence.restore()
         view = replace(
@@ -126,9 +147,23 @@ class Hosts:
             load_shards(model, list(average.shards(model.place)), self._checkpoint / "state" / name)
         return Host(model, residence, after, average)
 
+    def _adapters(self, model: str, holding: Holding) -> AdapterSource | None:
+        """Where the adapters of a holding come from: beside its weights where the model is trained there,
+        else merged into them, of which as new there is nothing."""
+        spec = self._plan.graph.models[model].lora
+        if spec is None:
+            return None
+        train = self._plan.calls[self._plan.graph.trained()[model].name]
+        beside = self.rank in train.ranks and holdings(train)[self.rank] == holding
+        folder = None if self._checkpoint is None else adapters_folder(self._checkpoint / model, spec)
+        if folder is None and not beside:
+            return None
+        return AdapterSource(spec, self._plan.graph.seed, folder, merged=not beside)
+
     def _path(self, model: str) -> Path:
-        """Where a model is loaded from."""
-        if self._checkpoint is not None and model in kept(self._plan.graph):
+        """Where a model is loaded from; under adapters lies the model that they are for."""
+        frozen = self._plan.graph.models[model].lora is not None
+        if self._checkpoint is not None and model in kept(self._plan.graph) and not frozen:
             return self._checkpoint / model
         return resolve_model(self._plan.graph.models[model].path)
 

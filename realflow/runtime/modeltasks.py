@@ -19,6 +19,7 @@ from realflow.models.card import card
 from realflow.models.costs import cost_model
 from realflow.models.paths import resolve_model
 from realflow.models.save import save_model
+from realflow.models.savelora import adapters_folder, save_adapters
 from realflow.planfile import Plan
 from realflow.runtime.assign import divide
 from realflow.runtime.directory import partial_directory
@@ -172,8 +173,15 @@ class ModelTasks:
                 shard = save_shards(model, average.shards(model.place), message.step, folder)
             if shard is not None:
                 files[str(shard.relative_to(top))] = file_digest(shard)
-            sums = save_model(model, self._hosts.tokenizer(message.model), top / message.model)
-            files |= {f"{message.model}/{name}": digest for name, digest in sums.items()}
+            lora, tokenizer = self._graph.models[message.model].lora, self._hosts.tokenizer(message.model)
+            written = {}
+            if lora is None or lora.save == "merged":
+                written[top / message.model] = save_model(model, tokenizer, top / message.model)
+            if lora is not None:
+                beside = adapters_folder(top / message.model, lora)
+                written[beside] = save_adapters(model, tokenizer, beside)
+            for folder, sums in written.items():
+                files |= {str(folder.relative_to(top) / name): digest for name, digest in sums.items()}
         self._link.send(DispatchDone(message.dispatch, self._rank, files=files, spans=spans.merged))
 
 

@@ -13,14 +13,14 @@ from realflow.planfile.holdings import Holding
 from realflow.realloc.buckets import Buckets
 from realflow.realloc.exchange import Moved, Reallocation
 from realflow.realloc.schedule import Schedule, from_wire
-from realflow.realloc.storage import Storage, find
+from realflow.realloc.storage import Computed, Storage, find
 from realflow.runtime.hosts import Host, Hosts
 from realflow.runtime.messages import Slice
 
 SAMPLE = 16
 """Parameters, about, whose checksums are compared each time after the first; which, changes each time."""
 
-Bound = dict[str, list[Storage]]
+Bound = dict[str, list[Storage | Computed]]
 """Parameter -> the storage of the boxes that holdings have of it."""
 
 
@@ -108,7 +108,7 @@ def _bindings(hosts: Sequence[Host]) -> tuple[Bound, dict[int, int]]:
     owners: dict[int, int] = {}
     for index, host in enumerate(hosts):
         for name, box in host.model.boxes().items():
-            storage = Storage.of(box, host.flat.view(name))
+            storage = host.bound(name, box)
             found.setdefault(name, []).append(storage)
             owners[id(storage)] = index
     return found, owners

@@ -22,12 +22,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from comparing import largest
 from grid_reference import (
+    ALPHA,
     LOSSES,
     READS,
     SPEC,
     STEPS,
     TEMPERATURE,
     Case,
+    make_adapter,
     make_model,
     micro_batches,
     reference,
@@ -43,8 +45,10 @@ from realflow.engines.shards import Piece
 from realflow.engines.state import load_state, save_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import RunError
+from realflow.graph.types import LoraSpec
 from realflow.layout import Box, DeviceMesh
 from realflow.models.causal import CausalModel, load_model
+from realflow.models.lora import AdapterSource
 from realflow.models.place import Place, groups_of
 
 # ---------------------------------------------------------------- one rank
@@ -85,8 +89,10 @@ class Comparison:
 def run_case(case: Case, folder: Path, place: Place, expected: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Infer, train, compare; what this rank found."""
     dp = place.dp
-    model = load_model(folder / case.model, dtype=case.dtype, place=place, head=case.head)
-    start = {name: model.flat.view(name).clone() for name in model.flat.slots}
+    adapters = adapters_of(folder, case)
+    model = load_model(folder / case.model, dtype=case.dtype, place=place, head=case.head, adapters=adapters)
+    start = {name: view(model, name).clone() for name in model.trained.slots}
+    frozen = frozen_weights(model)
     model.recompute, model.sequence_parallel = case.recompute, case.sequence
     spec = replace(SPEC, eps=1e-5) if case.mistake == "eps" else SPEC
     engine = TrainEngine(model, spec, schedule=case.schedule, bucket=1024)
@@ -106,12 +112,32 @@ def run_case(case: Case, folder: Path, place: Place, expected: Mapping[str, torc
     result["metrics"] = [train_step(case, engine, objective, step, found) for step in steps]
     assert engine.version == steps[-1] + 1
     result |= compare_weights(engine, start, steps[-1] + 1, found)
+    after = frozen_weights(model)
+    result["frozen"] = all(torch.equal(values, after[name]) for name, values in frozen.items())
     if case.dtype == "float32":
         gradient_after(case, engine, objective, found)
     if any(other.after == case.layout for other in ALL[case.reference]) and not case.mistake:
         save_state(engine, folder / f"state-{case.reference}-{case.layout}")
     engine.close()
     return result
+
+
+def adapters_of(folder: Path, case: Case) -> AdapterSource | None:
+    if not case.lora:
+        return None
+    alpha = ALPHA * (1 + 1e-3) if case.mistake == "another-scale" else ALPHA
+    return AdapterSource(LoraSpec(case.lora, alpha), folder=folder / case.adapter)
+
+
+def view(model: CausalModel, name: str) -> torch.Tensor:
+    """A trained parameter as this rank holds it."""
+    return replace(model.flat, slots=model.trained.slots).view(name)
+
+
+def frozen_weights(model: CausalModel) -> dict[str, torch.Tensor]:
+    """Copies of the weights that are not to change."""
+    names = model.flat.slots.keys() - model.trained.slots.keys()
+    return {name: model.flat.view(name).clone() for name in names}
 
 
 def train_step(
@@ -138,8 +164,8 @@ def gradient_after(case: Case, engine: TrainEngine, objective: Objective, found:
     """The gradient after `STEPS` updates, from the reference's weights: in float32 those of two runs differ
     by what rounding makes of an update of lr, and deep models multiply that."""
     model, dp = engine.model, engine.model.place.dp
-    for name, box in model.boxes().items():
-        model.flat.view(name).copy_(found.expected[f"w{STEPS}/{name}"][_slices(box)])
+    for name, box in model.trained.boxes.items():
+        view(model, name).copy_(found.expected[f"w{STEPS}/{name}"][_slices(box)])
     engine.backward(micro_batches(STEPS, dp.index, dp.size), objective)
     compare_gradient(engine, f"g{STEPS}", found)
 
@@ -151,7 +177,7 @@ def compare_gradient(engine: TrainEngine, kind: str, found: Comparison) -> None:
         if counts(engine.arrangement, place, run.order):
             for piece in engine.arrangement.names(run.order, run.order + run.size):
                 values = data[piece.order : piece.order + piece.last - piece.first]
-                found.add_flat(kind, piece, engine.model.boxes()[piece.name], values)
+                found.add_flat(kind, piece, engine.model.trained.boxes[piece.name], values)
 
 
 def compare_weights(
@@ -159,17 +185,17 @@ def compare_weights(
 ) -> dict[str, Any]:
     """Masters of this rank's shard; compute weights of everything that it holds."""
     model, kind = engine.model, f"update{step}"
-    boxes, worst, digests = model.boxes(), 0.0, {}
+    boxes, worst, digests = model.trained.boxes, 0.0, {}
     for shard in engine.masters.shards():
         if shard.counted:
             before = found.expected[f"w0/{shard.name}"][_slices(shard.box)]
             found.add(kind, shard.name, shard.box, shard.tensors["master"] - before)
     for name, box in boxes.items():
-        view = model.flat.view(name)
+        values = view(model, name)
         if step == STEPS:  # a run that continues did not start from the first weights
-            off = view.double() - start[name].double() - found.wanted(kind, name)[_slices(box)]
+            off = values.double() - start[name].double() - found.wanted(kind, name)[_slices(box)]
             worst = largest((worst, float(off.norm()) / found.norm(kind, name)))
-        content = view.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        content = values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         digests[f"{name} {box}"] = hashlib.sha256(content).hexdigest()
     same = all(rounded(model, boxes[shard.name], shard) for shard in engine.masters.shards())
     return {"weights": worst, "digests": digests, "rounded": same}
@@ -182,8 +208,8 @@ ALL: dict[str, list[Case]] = {}
 def rounded(model: CausalModel, held: Box, shard: Any) -> bool:
     """Whether the compute weights of a shard are its masters, rounded."""
     local = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(shard.box, held, strict=True))
-    view = model.flat.view(shard.name)[local]
-    return torch.equal(view, shard.tensors["master"].to(view.dtype))
+    values = view(model, shard.name)[local]
+    return torch.equal(values, shard.tensors["master"].to(values.dtype))
 
 
 def refuses_infinite(engine: TrainEngine, objective: Objective, replica: int, dp: int) -> str:
@@ -275,6 +301,8 @@ def launch(folder: Path, ranks: int, cases: list[Case]) -> Path:
     """Run `cases` on `ranks` processes; what they found lies in `folder`."""
     for case in {case.model: case for case in cases}.values():
         make_model(folder, case)
+    for case in {case.adapter: case for case in cases if case.lora}.values():
+        make_adapter(folder, case)
     os.environ["OMP_NUM_THREADS"] = "1"
     mp.spawn(worker, (folder, ranks, cases), nprocs=ranks)
     return folder

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from comparing import largest
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -18,6 +19,7 @@ from realflow.graph.types import OptimizerSpec
 from realflow.layout import Layout, cut
 
 STEPS, SAMPLES, TEMPERATURE = 3, 28, 0.8
+ALPHA = 6
 SPEC = OptimizerSpec(lr=1e-2, weight_decay=0.1, clip_norm=0.5, warmup_steps=2)
 # Adam moves an element whose gradient is all but zero by the sign of rounding errors, and one such element
 # may be more of its tensor's update than the bound. So float32 models are drawn such that plain Hugging
@@ -59,6 +61,8 @@ class Case:
     head: str = "lm"
     mistake: str = ""
     after: str = ""
+    lora: int = 0
+    """The rank of the adapters that are trained; 0: everything is."""
 
     @property
     def shape(self) -> Layout:
@@ -75,7 +79,12 @@ class Case:
 
     @property
     def reference(self) -> str:
-        return f"{self.model}-{self.normalise}"
+        return f"{self.model}-{self.normalise}" + (f"-lora{self.lora}" if self.lora else "")
+
+    @property
+    def adapter(self) -> str:
+        """The folder of the adapters that training starts from, in peft's format."""
+        return f"{self.model}-adapter{self.lora}"
 
     @property
     def name(self) -> str:
@@ -180,6 +189,20 @@ def make_model(folder: Path, case: Case, seed: int | None = None) -> None:
     model.save_pretrained(path)
 
 
+def make_adapter(folder: Path, case: Case) -> None:
+    """Adapters of peft around every linear layer of the blocks, B not zero, so that no gradient is."""
+    model = AutoModelForCausalLM.from_pretrained(folder / case.model, dtype=getattr(torch, case.dtype))
+    config = LoraConfig(r=case.lora, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(0.1 * noise)
+    adapted.save_pretrained(folder / case.adapter)
+
+
 def exact_norms(model: torch.nn.Module) -> None:
     """transformers' norms compute in float32 whatever the dtype: here the same formulas in float64."""
 
@@ -262,6 +285,11 @@ def one_by_one(model: torch.nn.Module, case: Case, step: int) -> torch.Tensor:
     return loss.detach()
 
 
+def plain_name(name: str) -> str:
+    """The name of a parameter without what peft puts around it."""
+    return name.removeprefix("base_model.model.").replace(".default.", ".")
+
+
 def train(
     folder: Path,
     case: Case,
@@ -276,7 +304,11 @@ def train(
     model = auto.from_pretrained(folder / case.model, dtype=dtype)
     if dtype == torch.float64:
         exact_norms(model)
-    named = dict(model.named_parameters())
+    if case.lora:
+        model = PeftModel.from_pretrained(
+            model, folder / case.adapter, is_trainable=True, autocast_adapter_dtype=False
+        )
+    named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
         {"params": [p for p in named.values() if p.dim() > 1], "weight_decay": SPEC.weight_decay},
         {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},

@@ -33,6 +33,14 @@ SLICE = [
     Case("llama", "d1t2p2", after="d2t1p2", schedule="zero_bubble"),
     Case("qwen2", "d1t2p2", head="value", tied=False, schedule="zero_bubble"),
     Case("qwen2", "d2t2p1", head="value", tied=False, sequence=True),
+    Case("llama", "d1t1p1", lora=4),
+    Case("llama", "d2t1p1", lora=4),
+    Case("llama", "d1t2p1", lora=4),
+    Case("llama", "d1t1p2", lora=4),
+    Case("llama", "d1t3p1", lora=4, recompute=True),
+    Case("qwen2", "d2t2p1", lora=3, sequence=True, recompute=True, normalise="sequence"),
+    Case("qwen3", "d1t2p2", lora=3, schedule="zero_bubble"),
+    Case("llama", "d1t2p2", lora=4, after="d2t1p1"),
 ]
 ROUNDED = [Case("qwen3", "d2t1p2", "bfloat16"), Case("qwen3", "d2t2p1", "bfloat16", sequence=True)]
 INFINITE = Case("llama", "d2t1p2", mistake="infinite")
@@ -47,6 +55,9 @@ CONTROLS = [
     Case("mistral", "d1t1p2", "float32", mistake="no-tied-sum"),
     Case("llama", "d2t1p1", "float32", tied=False, mistake="averaged"),
     Case("llama", "d2t1p2", "float32", tied=False, mistake="perturbed"),
+    Case("llama", "d1t2p1", lora=4, mistake="no-partial-sum"),
+    Case("llama", "d2t1p1", lora=4, mistake="averaged"),
+    Case("llama", "d2t1p1", lora=4, mistake="another-scale"),
 ]
 WRONG_EPS = [
     Case("llama", "d2t1p1", mistake="eps"),
@@ -64,6 +75,8 @@ def every() -> list[Case]:
             schedule = "zero_bubble" if p > 1 and index % 2 else "1f1b"
             heads = {"head": "value", "tied": False, "schedule": schedule, "sequence": sequence}
             cases.append(Case(FAMILIES[index % 4], f"d{d}t{t}p{p}", **heads, recompute=index % 3 == 0))
+            low = {"lora": 4, "schedule": schedule, "sequence": sequence, "recompute": index % 2 == 0}
+            cases.append(Case(FAMILIES[index % 5], f"d{d}t{t}p{p}", **low))
         for number, family in enumerate(FAMILIES):
             for variant in range(4):
                 turn = index + number + variant
@@ -118,7 +131,7 @@ def check(folder: Path, case: Case) -> None:
     if not case.after:
         assert all(result["inferred"] <= (1e-8 if exact else 1e-4) for result in results)
     check_replicas(results)
-    assert all(result["rounded"] for result in results)
+    assert all(result["rounded"] and result["frozen"] for result in results)
 
 
 def check_metrics(
