@@ -101,7 +101,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 (FieldUse("kl_coef", "kl_coef", "sample", "float"),),
                 scope="batch",
                 options={"kl_coef": 0.1, "target": 0.1, "horizon": 10000.0},
-                ranges={"kl_coef": _NOT_NEGATIVE, "target": Range(above=0), "horizon": Range(above=0)},
+                ranges={"kl_coef": _NOT_NEGATIVE, "target": Range(above=0), "horizon": Range(least=1)},
                 state={"kl_coef": 0.1},
             ),
             _declare(
