@@ -34,6 +34,8 @@ def gae(
     logprobs: torch.Tensor | None = None,
     ref_logprobs: torch.Tensor | None = None,
     kl_coefs: torch.Tensor | None = None,
+    return_mean: torch.Tensor | None = None,
+    return_std: torch.Tensor | None = None,
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
@@ -50,6 +52,10 @@ def gae(
     last entry. `whiten` makes the advantages of the batch's chosen tokens mean 0 and (unbiased)
     variance 1, after the returns have been taken.
 
+    Where the graph has `return_mean` and `return_std` ([S], those of all returns so far), the critic
+    speaks of normalised returns, `(return - mean) / std`: its values are taken back before anything is
+    computed, and `returns` are given to it normalised.
+
     The returns of a sample without a reward are the critic's own values, so that it learns nothing
     either. Raises InputError for options that make no sense.
     """
@@ -60,14 +66,23 @@ def gae(
         "credit.gae", lengths, loss_mask, token_rewards, logprobs, ref_logprobs, kl_coefs, kl_coef, kl
     )
     total += at_last(rewards, rewarded, lengths)
-    wide = values.detach().double()
-    before = wide.roll(1)
+    scale = _scale(return_mean, return_std, lengths)
+    own = values.detach().double()
+    wide = own if scale is None else own * scale[1] + scale[0]
     found, returns = advantages.gae(
-        total, before, lengths, rewarded, gamma=gamma, lam=lam, bootstrap=_after(finish_reason, wide, lengths)
+        total,
+        wide.roll(1),
+        lengths,
+        rewarded,
+        gamma=gamma,
+        lam=lam,
+        bootstrap=_after(finish_reason, wide, lengths),
     )
     if whiten:
         found = advantages.whitened(found, rewarded)
-    returns = torch.where(chosen & ~rewarded, before, returns)
+    if scale is not None:
+        returns = torch.where(rewarded, (returns - scale[0]) / scale[1], 0.0)
+    returns = torch.where(chosen & ~rewarded, own.roll(1), returns)
     return {"advantages": found.to(values.dtype), "returns": returns.to(values.dtype)}
 
 
@@ -174,6 +189,20 @@ def _token_rewards(
         )
     coef = kl_coef if kl_coefs is None else to_tokens(kl_coefs.detach().double(), lengths)
     return total - coef * kl_estimate(logprobs.detach().double(), ref_logprobs, kl)
+
+
+def _scale(
+    mean: torch.Tensor | None, std: torch.Tensor | None, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and standard deviation of returns for each token, float64 [T]; None where there are none."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError(
+            f"credit.gae: return_{'mean' if std is None else 'std'} is there without "
+            f"return_{'std' if std is None else 'mean'}; expected both, or none"
+        )
+    return to_tokens(mean.detach().double(), lengths), to_tokens(std.detach().double(), lengths)
 
 
 def _firsts(lengths: torch.Tensor) -> torch.Tensor:

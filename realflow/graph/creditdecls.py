@@ -49,12 +49,13 @@ def _credit(
     options: Mapping[str, Any],
     ranges: Mapping[str, Range],
     writes: tuple[FieldUse, ...] = _OF_TOKENS,
+    scale: tuple[FieldUse, ...] = (),
 ) -> FunctionDecl:
     """Of tokens, over the whole batch, with a KL in the reward."""
     return FunctionDecl(
         f"credit.{name}",
         "function",
-        (*reads, *_PLUMBING),
+        (*reads, *_PLUMBING, *scale),
         writes,
         "batch",
         options={**options, "kl_coef": 0.0, "kl": "k1"},
@@ -84,6 +85,10 @@ CREDIT = (
         {"gamma": _SHARE, "lam": _SHARE},
         # returns first: a NaN, which whitening spreads over the batch, is told of its own sample
         (FieldUse("returns", "returns", "token", "float"), *_OF_TOKENS),
+        (
+            FieldUse("return_mean", "return_mean", "sample", "float", optional=True),
+            FieldUse("return_std", "return_std", "sample", "float", optional=True),
+        ),
     ),
     _credit("reinforce_pp", (_REWARDS, _LOSS_MASK), {"gamma": 1.0}, {"gamma": _SHARE}),
     _credit("reinforce_pp_baseline", (*_GROUPED, _LOSS_MASK), {"gamma": 1.0}, {"gamma": _SHARE}),

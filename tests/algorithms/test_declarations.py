@@ -59,6 +59,8 @@ VALUES = {
     "lengths": torch.tensor([1, 2]),
     "rewards": torch.tensor([1.0, 2.0]),
     "kl_coefs": torch.tensor([0.0, 0.0]),
+    "return_mean": torch.tensor([0.0, 0.0]),
+    "return_std": torch.tensor([1.0, 1.0]),
     "group_ids": torch.tensor([0, 0]),
     "loss_mask": torch.tensor([False, True, True]),
     "finish_reason": ["stop", "length"],

@@ -146,6 +146,28 @@ def test_a_missing_reward_teaches_nobody():
     assert (values.grad == 0).all()
 
 
+@settings(deadline=None, max_examples=40)
+@given(batches, number, st.floats(0.1, 3))
+def test_a_critic_of_normalised_returns(rows, mean, std):
+    """As if it spoke of returns themselves, but that the returns it learns are normalised."""
+    given_ = columns(rows)
+    scale = {"return_mean": f64([mean] * len(rows)), "return_std": f64([std] * len(rows))}
+    found = gae(**given_, **scale, whiten=False)
+    plain = gae(**{**given_, "values": given_["values"] * std + mean}, whiten=False)
+    torch.testing.assert_close(found["advantages"], plain["advantages"], atol=1e-9, rtol=1e-9)
+    counted = plain["returns"] != 0
+    wanted = torch.where(counted, (plain["returns"] - mean) / std, 0.0)
+    torch.testing.assert_close(found["returns"][counted], wanted[counted], atol=1e-9, rtol=1e-9)
+    one = {"return_mean": f64([0.0] * len(rows)), "return_std": f64([1.0] * len(rows))}
+    same(gae(**given_, **one, whiten=False), tuple(gae(**given_, whiten=False).values()))
+
+
+def test_half_a_scale_is_refused():
+    given_ = columns([([(False, 0.3, 0, -1, -1), (True, 0.4, 0, -2, -1)], "stop", 1.0)])
+    with pytest.raises(InputError, match="return_std is there without return_mean; expected both"):
+        gae(**given_, return_std=f64([1.0]))
+
+
 def test_kinds_of_kl_and_of_numbers():
     rows = [([(False, 0.3, 0, -1, -1), (True, 0.4, 0, -2, -1), (True, 0.5, 0, -1, -3)], "stop", 1.0)]
     given_ = columns(rows)
