@@ -1,0 +1,60 @@
+r"""What the parser of this room cannot read (sums, integrals, sets of a rarer kind) goes to math-verify.
+
+Its parser of LaTeX (latex2sympy2_extended) builds sympy objects from a grammar. Its other parser, of plain
+numbers, hands text to Python's `eval` by way of sympy's `parse_expr`, and is not used here. sympy may
+take for ever or fill the memory: call this in a worker only (`realflow.rewards.pool`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+LONGEST = 400
+"""Characters of the longest text that is handed over."""
+_MOST_NODES = 400
+_REFUSED = re.compile(
+    r"\^\s*\{?[^{}^]*\}?\s*\^\s*\{?[^{}^]*\}?\s*\^|\d{40}|\\(?:input|include|def|write|operatorname)"
+)
+
+
+def equal(answer: str, truth: str) -> bool:
+    """Whether math-verify finds two normal texts equal. What it cannot read is different."""
+    if any(len(text) > LONGEST or _REFUSED.search(text) for text in (answer, truth)):
+        return False
+    found, expected = _parsed(answer), _parsed(truth)
+    if found is None or expected is None:
+        return False
+    from math_verify import verify
+
+    return bool(verify(expected, found, timeout_seconds=None))
+
+
+def _parsed(text: str) -> Any | None:
+    """A sympy object, or None for what is not understood or is too large."""
+    from math_verify import parse
+    from math_verify.parser import LatexExtractionConfig
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
+    written = re.sub(r'"([^"]*)"', r"\\text{\1}", text).replace("\\cur ", "").replace("*", r"\cdot ")
+    found = parse(
+        f"${written}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
+    )
+    return found[0] if found and _small(found[0]) else None
+
+
+def _small(tree: Any) -> bool:
+    """Whether no power, factorial or binomial in a tree is of a size that sympy would never end with."""
+    import sympy
+
+    if not isinstance(tree, sympy.Basic):
+        return True
+    for count, node in enumerate(sympy.preorder_traversal(tree)):
+        if count > _MOST_NODES:
+            return False
+        large = [part for part in node.args if part.is_Integer and abs(part) > 10_000]
+        if large and isinstance(node, sympy.Pow | sympy.factorial | sympy.binomial):
+            return False
+    return True

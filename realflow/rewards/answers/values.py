@@ -1,0 +1,120 @@
+"""Answers that are one value: a choice's letter, a number in a base, a quantity with unit, an expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from realflow.rewards.answers import symbolic
+from realflow.rewards.answers.decimals import decimal, stands_for
+from realflow.rewards.answers.evaluate import TooLarge, Value
+from realflow.rewards.answers.identity import close, constant, identical
+from realflow.rewards.answers.tokens import Unreadable
+from realflow.rewards.answers.tree import parse
+from realflow.rewards.answers.units import Quantity, quantity
+
+Judge = Callable[[str, str], bool]
+
+_CHOICE = re.compile(
+    r"^(?:option|choice|answer)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:]|([A-J])$)\s*(.*)$", re.DOTALL
+)
+_BASED = re.compile(r'^([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*_\s*\{?\s*"?([a-z0-9]+)"?\s*\}?$')
+
+
+def choices(a: str, t: str, judge: Judge) -> bool | None:
+    """A letter of a list of choices, as `C`, `(C)`, `C.` or with what it stands for: `(C) 12`."""
+    expected = _CHOICE.match(t.replace('"', "").strip())
+    if expected is None:
+        return None
+    found = _CHOICE.match(a.replace('"', "").strip())
+    if found is not None:
+        return _letter(found) == _letter(expected)
+    value = expected[4].strip()
+    return judge(a, value) if value else None
+
+
+def _letter(match: re.Match[str]) -> str:
+    return (match[1] or match[2] or match[3]).upper()
+
+
+def based(a: str, t: str, judge: Judge) -> bool | None:
+    """Numbers with the base that they are written in; one may leave it out."""
+    found, expected = _BASED.match(a), _BASED.match(t)
+    if expected is None and found is None:
+        return None
+    digits = [match[1] if match else text.strip() for match, text in ((found, a), (expected, t))]
+    bases = {match[2] for match in (found, expected) if match}
+    return digits[0].upper().lstrip("0") == digits[1].upper().lstrip("0") and len(bases) == 1
+
+
+def quantities(a: str, t: str, judge: Judge) -> bool | None:
+    """Values with units, currencies and per cent."""
+    found, expected = quantity(a), quantity(t)
+    if found == Quantity(a) and expected == Quantity(t):
+        return None
+    if not found.value or not expected.value:
+        return False
+    if found.percent != expected.percent:
+        return _percent(found, expected, judge)
+    left, right = found.unit, expected.unit
+    if left is None or right is None or left.dimension is None or right.dimension is None:
+        return judge(found.value, expected.value) or _angles(found, expected, judge)
+    if left.dimension != right.dimension:
+        return False
+    if left.factor == right.factor:
+        return judge(found.value, expected.value)
+    return _scaled(found.value, left.factor, expected.value, right.factor)
+
+
+def _percent(found: Quantity, expected: Quantity, judge: Judge) -> bool:
+    """One is per cent: of equal value, or the sign was left out (of a number that is no share)."""
+    factors = [Fraction(1, 100) if one.percent else Fraction(1) for one in (found, expected)]
+    if _scaled(found.value, factors[0], expected.value, factors[1]):
+        return True
+    value = _constant(expected.value)
+    return value is not None and bool(abs(value) >= 1) and judge(found.value, expected.value)
+
+
+def _angles(found: Quantity, expected: Quantity, judge: Judge) -> bool:
+    """Degrees on one side, on the other a multiple of pi without a unit."""
+    for one, other in ((found, expected), (expected, found)):
+        angle = one.unit is not None and one.unit.dimension == (("angle", 1),)
+        if angle and other.unit is None and "\\pi" in other.value:
+            return judge(other.value, rf"({one.value})*\pi/180")
+    return False
+
+
+def _scaled(a: str, factor: Fraction, t: str, other: Fraction) -> bool:
+    left, right = _constant(a), _constant(t)
+    return left is not None and right is not None and close(left * factor, right * other)
+
+
+def _constant(text: str) -> Value | None:
+    try:
+        return constant(parse(text))
+    except (Unreadable, TooLarge):
+        return None
+
+
+def expressions(a: str, t: str) -> bool:
+    """Two expressions by their values; by math-verify where one cannot be read."""
+    try:
+        found, expected = parse(a), parse(t)
+        if identical(found, expected):
+            return True
+        left, right = constant(found), constant(expected)
+        if left is not None and right is not None and stands_for(left, decimal(a), right, decimal(t)):
+            return True
+        return any(_reads(a, t, *way) for way in ((True, False), (False, True), (True, True)))
+    except TooLarge:
+        return False
+    except Unreadable:
+        return symbolic.equal(a, t)
+
+
+def _reads(a: str, t: str, tight_answer: bool, tight_truth: bool) -> bool:
+    """Another reading of a slash with letters after it: `1/2x` as 1/(2x)."""
+    if not ((tight_answer and "/" in a) or (tight_truth and "/" in t)):
+        return False
+    return bool(identical(parse(a, tight=tight_answer), parse(t, tight=tight_truth)))
