@@ -49,7 +49,7 @@ class DataFields:
 
     def _write(self, group: int) -> list[dict[str, Any]]:
         """What the data section itself writes of each of a prompt's samples."""
-        row = self._source.row(group)
+        row = self._source.row(group) if self._tokenize is not None else {}
         found = []
         for text in self._texts:
             fields: dict[str, Any] = {"group_id": group, "chosen": text == SIDES[0]} if self._pairs else {}
