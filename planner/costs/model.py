@@ -159,6 +159,7 @@ class Costs:
             count=call.minibatches,
             budget=budget,
             cost=sequence_cost(self.decoders[str(call.model)]),
+            whole_groups=call.whole_groups,
         )
 
 

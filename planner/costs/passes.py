@@ -123,7 +123,7 @@ def _rows(setting: Setting, pack: Pack) -> float:
     """Rows of the head: tokens that are scored, of a reward model the last of each sequence."""
     if setting.decoder.head == "value":
         return pack.tokens
-    if setting.decoder.head == "reward" and setting.call.decl.name == "rewards":
+    if setting.decoder.head == "reward" and setting.call.decl.name != "values":
         return pack.sequences
     if "loss_mask" in setting.call.reads and pack.scored:
         return pack.scored

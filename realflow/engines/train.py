@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from realflow.data.batch import Batch
+from realflow.data.batch import Batch, to_tokens
 from realflow.engines.collectives import Reducer, all_names, all_sum
 from realflow.engines.gradients import Gradients
 from realflow.engines.infer import check_temperature, links, prepare, scores
@@ -34,7 +34,7 @@ from realflow.engines.optimizer import check_spec, learning_rate
 from realflow.engines.pipeline import SCHEDULES, Action, orders
 from realflow.engines.shards import BUCKET, arrange
 from realflow.errors import InputError, RunError
-from realflow.graph.types import Extent, OptimizerSpec
+from realflow.graph.types import Extent, Normalise, OptimizerSpec
 from realflow.layout import Box
 from realflow.models.causal import CausalModel, Packed
 from realflow.models.deferred import WeightWork
@@ -96,7 +96,7 @@ class TrainEngine:
         reads: Mapping[str, str],
         options: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
-        normalise: str = "token",
+        normalise: Normalise = "token",
         extents: Mapping[str, Extent] | None = None,
         prefix: str = "actor",
     ) -> dict[str, float]:
@@ -267,6 +267,10 @@ class _Run:
         """What this micro-batch adds to the minibatch's loss, and to sums over loss tokens."""
         if self.model.head_kind == "value":
             outputs = {"values": values(self.model, states)}
+        elif self.model.head_kind == "reward":
+            ends = part.batch.cu_seqlens[1:].long() - 1
+            numbers = values(self.model, states.index_select(0, ends.to(states.device)))
+            outputs = {"scores": to_tokens(numbers, part.batch.lengths.to(states.device))}
         else:
             stats = scores(self.model, states, part.batch, part.places, self.objective.temperature)
             places = part.places.to(states.device)

@@ -21,7 +21,7 @@ from realflow.models.paths import resolve_model
 from realflow.models.save import save_model
 from realflow.models.savelora import adapters_folder, save_adapters
 from realflow.planfile import Plan
-from realflow.runtime.assign import divide
+from realflow.runtime.assign import divide, together
 from realflow.runtime.directory import partial_directory
 from realflow.runtime.dispatches import replicas
 from realflow.runtime.fields import DataFields, Inputs, folder_of
@@ -73,7 +73,8 @@ class ModelTasks:
             return []
         values = self._inputs.values(call, ids)
         lengths = [len(tokens) for tokens in values[call.reads["tokens"]]]
-        parts = micro_batches(lengths, self._plan.calls[call.name].micro_batch_tokens)
+        budget = self._plan.calls[call.name].micro_batch_tokens
+        parts = micro_batches(lengths, budget, together(self._graph, call, ids))
         extents = {name: self._graph.extents[field] for name, field in call.reads.items()}
         dtypes = {name: self._graph.dtypes[field] for name, field in call.reads.items()}
         return [
@@ -99,6 +100,7 @@ class ModelTasks:
                 values = [plain(result, call) for result in results]
                 self._store.put(call.writes[output], dict(zip(order, values, strict=True)))
                 stats = field_stats(call.name, {call.writes[output]: values})
+                stats |= self._data.lengths.of_samples(call, message.shards[0], self._data.values)
         self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def _train(self, call: Call, message: Execute) -> None:
@@ -110,9 +112,11 @@ class ModelTasks:
         values: dict[str, list[float]] = {}
         options = dict(call.options)
         normalise = options.pop("normalise", "token")
+        seen: list[int] = []
         with spans, self._hosts.using(call):
             for shard in message.shards:
                 mine = self._part(call, shard) if message.whole else shard
+                seen += mine
                 result = self._hosts.trainer(str(call.model)).step(
                     self._batches(call, mine),
                     loss,
@@ -126,14 +130,20 @@ class ModelTasks:
                 for name, value in result.items():
                     values.setdefault(name, []).append(value)
         means = {name: sum(column) / len(column) for name, column in values.items()}
-        self._link.send(DispatchDone(message.dispatch, self._rank, values=means, spans=spans.merged))
+        stats = Stats()
+        if self._rank in replicas(self._plan.calls[call.name]):
+            stats = self._data.lengths.of_samples(call, seen, self._data.values)
+        self._link.send(
+            DispatchDone(message.dispatch, self._rank, stats=stats, values=means, spans=spans.merged)
+        )
 
     def _part(self, call: Call, ids: Sequence[int]) -> list[int]:
         """This replica's part of a minibatch whose lengths only workers know (tokens from the data)."""
         mesh = self._plan.calls[call.name].mesh
         tokens = self._data.values(call.reads["tokens"], ids)
         lengths = dict(zip(ids, map(len, tokens), strict=True))
-        parts = divide(ids, lengths, mesh.layout.dp, self._cost(str(call.model)))
+        groups = together(self._graph, call, ids)
+        parts = divide(ids, lengths, mesh.layout.dp, self._cost(str(call.model)), groups)
         return parts[mesh.coordinate(self._rank)["dp"]]
 
     def _cost(self, model: str) -> CostModel:
