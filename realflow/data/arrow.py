@@ -45,7 +45,7 @@ def needed(columns: Sequence[str], known: Sequence[str], path: Path) -> list[str
 
     Raises InputError for one that is not there.
     """
-    found = {}
+    found: dict[str, None] = {}
     for name in columns:
         whole = name if name in known else name.partition(".")[0]
         if whole not in known:
@@ -138,7 +138,7 @@ class ParquetRows:
         self._path, arrow = path, need_arrow("parquet")
         parquet = importlib.import_module("pyarrow.parquet")
         try:
-            self._parquet = parquet.ParquetFile(path, buffer_size=1 << 20)
+            self._parquet = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         except (arrow.ArrowException, OSError) as error:
             raise InputError(
                 Problem(f"not a parquet file that can be read: {error}", file=str(path))
@@ -172,11 +172,18 @@ class ParquetRows:
         row: Row = found.slice(place - starts[batch], 1).to_pylist()[0]
         return row
 
+    def _batches(self, group: int) -> Iterable[Any]:
+        """A row group in pieces: read and decoded page by page, never whole."""
+        found: Iterable[Any] = self._parquet.iter_batches(
+            BATCH_ROWS, row_groups=[group], columns=self._columns, use_threads=False
+        )
+        return found
+
     def _decode(self, group: int) -> tuple[int, array[int]]:
         """Put the batches of a row group into the store: where they are there, and in the group."""
         stored, starts = len(self._store), array("Q", [0])
         try:
-            for batch in self._parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=self._columns):
+            for batch in self._batches(group):
                 self._store.add(_decoded(batch))
                 starts.append(starts[-1] + batch.num_rows)
         except self._errors as error:

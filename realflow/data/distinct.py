@@ -39,14 +39,14 @@ def _firsts(ordered: np.ndarray, order: np.ndarray, text: Callable[[int], str]) 
     counts = np.diff(np.concatenate([starts, [len(ordered)]]))
     firsts = order[starts]
     extra: list[tuple[int, list[int]]] = []
-    for place in np.flatnonzero(counts > 1):
+    for place in map(int, np.flatnonzero(counts > 1)):
         rows = order[starts[place] : starts[place] + counts[place]]
         # Two texts with the same eight bytes: among 10 million that happens once in a million data sets.
         first: dict[bytes, int] = {}
-        for row in rows.tolist():
+        for row in map(int, rows):
             first.setdefault(_digest(text(row)), row)
         if len(first) > 1:
-            extra.append((int(place), [first[digest] for digest in sorted(first)]))
+            extra.append((place, [first[digest] for digest in sorted(first)]))
     for place, several in reversed(extra):
         firsts = np.concatenate([firsts[:place], several, firsts[place + 1 :]])
     return firsts

@@ -87,8 +87,8 @@ def _files(folder: Path) -> list[str]:
             )
         )
     entries = found.get("_data_files")
-    names = [entry.get("filename") for entry in entries or [] if isinstance(entry, dict)]
-    if not names or not all(isinstance(name, str) for name in names):
+    names = [str(entry.get("filename")) for entry in entries or [] if isinstance(entry, dict)]
+    if not names:
         raise InputError(Problem(f"lists no data files; {_SAVED}", file=str(state)))
     return [_inside(folder, name, state).name for name in names]
 

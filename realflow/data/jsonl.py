@@ -77,7 +77,7 @@ class JsonlRows:
         buffer = np.empty(_CHUNK, np.uint8)
         at = len(_MARK) if os.pread(self._file, len(_MARK), 0) == _MARK else 0
         start, blank = at, True  # of the line that goes on into the next chunk
-        while not marks.full and (count := os.preadv(self._file, [memoryview(buffer)], at)):
+        while not marks.full and (count := os.preadv(self._file, [buffer.data], at)):
             chunk = buffer[:count]
             ends = np.flatnonzero(chunk == 10)
             if not len(ends):

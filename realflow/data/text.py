@@ -99,7 +99,7 @@ def _completion(
     text = completion if isinstance(completion, str) else _single(completion)
     if text is not None:
         return [([*_encode(tokenizer, text), _end(tokenizer)], True)]
-    if not _are_messages(completion) or completion[0]["role"] != "assistant":  # type: ignore[index]
+    if isinstance(completion, str) or not _begins_with_assistant(completion):
         raise InputError(
             f"completion: found {type(completion).__name__} {_short(completion)}; expected text, or messages "
             "of which the first is the assistant's"
@@ -110,7 +110,6 @@ def _completion(
     shown = _render(tokenizer, turns, answer=True)
     found: list[Segment] = []
     for place, message in enumerate(completion):
-        assert not isinstance(message, str)
         if place and message["role"] == "assistant":
             found.append((_encode(tokenizer, _added(tokenizer, shown, turns, answer=True)), False))
             shown = _render(tokenizer, turns, answer=True)
@@ -188,6 +187,10 @@ def _single(completion: Messages) -> str | None:
     message = completion[0]
     plain = message["role"] == "assistant" and not message.get("tool_calls")
     return message["content"] if plain and isinstance(message["content"], str) else None
+
+
+def _begins_with_assistant(completion: Any) -> bool:
+    return _are_messages(completion) and completion[0]["role"] == "assistant"
 
 
 def _check_prompt(prompt: Any) -> None:

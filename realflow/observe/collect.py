@@ -11,7 +11,6 @@ from realflow.observe.predicted import MOVES, with_predictions
 from realflow.observe.trace import Span, busy_by_rank, idle_fraction, split_name
 from realflow.runtime.messages import DispatchDone
 
-
 COUNTED = "data/"
 """Numbers of this kind say how many of the data's prompts were so: they are added up."""
 

@@ -51,7 +51,7 @@ def test_jsonl_has_the_lines_that_are_not_blank(tmp_path_factory, lines, end, ma
         patch.setattr(jsonl, "_CHUNK", chunk)
         patch.setattr(jsonl, "MARKS", marks)
         if not wanted:
-            with pytest.raises(InputError, match="blank lines|is empty"):
+            with pytest.raises(InputError, match=r"blank lines|is empty"):
                 JsonlRows(path)
             return
         rows = JsonlRows(path, size)

@@ -90,3 +90,106 @@ def test_a_template_that_refuses(bare):
 def test_completion_of_a_wrong_type(tokenizer):
     with pytest.raises(InputError, match="completion: found int"):
         encode_pair(tokenizer, "1", 4, True)
+
+
+SYSTEM = "<|im_start|>system\nbe brief<|im_end|>\n"
+USE = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+TURNS = [
+    {"role": "assistant", "content": "add(2,2)"},
+    {"role": "tool", "content": "4"},
+    {"role": "user", "content": "sure?"},
+    {"role": "assistant", "content": "yes, 4"},
+]
+
+
+def shown(tokenizer, tokens, mask):
+    """The text, with what the mask marks in brackets of its own kind."""
+    parts, marked = [], False
+    for token, own in zip(tokens, mask, strict=True):
+        if own != marked:
+            parts.append("«" if own else "»")
+            marked = own
+        parts.append(tokenizer.decode([token]))
+    return "".join(parts) + ("»" if marked else "")
+
+
+def test_system_is_put_before_the_prompt(tokenizer, bare):
+    assert tokenizer.decode(encode_prompt(tokenizer, "2+2=", True, "be brief")) == SYSTEM + SHOWN
+    own = [{"role": "system", "content": "be long"}, *MESSAGES]
+    assert encode_prompt(tokenizer, own, True, "be brief") == encode_prompt(tokenizer, own, True)
+    tokens, _ = encode_pair(tokenizer, "2+2=", "4", True, system="be brief")
+    assert tokenizer.decode(tokens) == SYSTEM + SHOWN + "4" + EOS
+    with pytest.raises(InputError, match="a system message needs a chat template, but the tokenizer has no"):
+        encode_prompt(bare, "2+2=", True, "be brief")
+    with pytest.raises(
+        InputError, match="a system message needs a chat template, but the call says chat: false"
+    ):
+        encode_prompt(tokenizer, "2+2=", False, "be brief")
+
+
+def test_of_several_messages_the_assistants_own_are_marked(tokenizer):
+    tokens, mask = encode_pair(tokenizer, "2+2=", TURNS, True)
+    assert shown(tokenizer, tokens, mask) == (
+        f"{SHOWN}«add(2,2)<|im_end|>»\n<|im_start|>tool\n4<|im_end|>\n<|im_start|>user\nsure?<|im_end|>\n"
+        "<|im_start|>assistant\n«yes, 4<|im_end|>»"
+    )
+    whole = tokenizer.apply_chat_template([*MESSAGES, *TURNS], tokenize=False)
+    assert tokenizer.decode(tokens) + "\n" == whole, "what the template writes of the whole"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(["assistant", "user", "tool"]), words), max_size=5), words)
+def test_completions_of_messages_are_what_the_template_writes(turns, first):
+    tokenizer = tiny_tokenizer()
+    completion = [
+        {"role": "assistant", "content": first},
+        *({"role": role, "content": text} for role, text in turns),
+        {"role": "assistant", "content": "end"},
+    ]
+    tokens, mask = encode_pair(tokenizer, MESSAGES, completion, True)
+    whole = tokenizer.apply_chat_template([*MESSAGES, *completion], tokenize=False)
+    assert tokenizer.decode(tokens) + "\n" == whole
+    own = "".join(m["content"] + EOS for m in completion if m["role"] == "assistant")
+    assert tokenizer.decode([token for token, marked in zip(tokens, mask, strict=True) if marked]) == own
+
+
+def test_calls_of_tools_are_written_by_the_template(bare):
+    bare.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% for call in m.get('tool_calls') or [] %}[{{ call['function']['name'] }}]{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokens, mask = encode_pair(bare, "2+2=", [USE], True)
+    assert shown(bare, tokens, mask).endswith("«[add]<|im_end|>»")
+    tokens, mask = encode_pair(bare, "2+2=", [USE, TURNS[1], TURNS[3]], True)
+    assert shown(bare, tokens, mask).count("«") == 2
+
+
+def test_a_template_that_writes_earlier_turns_otherwise_is_refused(bare):
+    bare.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] if loop.last or m['role'] != 'assistant' else '...' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encode_pair(bare, "2+2=", TURNS[:1], True)
+    with pytest.raises(InputError, match="writes those before it otherwise"):
+        encode_pair(bare, "2+2=", TURNS, True)
+
+
+def test_completions_that_are_refused(tokenizer, bare):
+    for completion in ([{"role": "user", "content": "4"}], TURNS[1:], [], [{"role": "assistant"}]):
+        with pytest.raises(InputError, match="of which the first is the assistant's"):
+            encode_pair(tokenizer, "2+2=", completion, True)
+    for other, chat in ((bare, True), (tokenizer, False)):
+        with pytest.raises(InputError, match="several messages need a chat template"):
+            encode_pair(other, "2+2=", TURNS, chat)
+
+
+def test_too_long_pairs_are_an_error_where_they_may_not_be_cut(tokenizer):
+    assert len(encode_pair(tokenizer, "12", "345", False, 6, cut=False)[0]) == 6
+    with pytest.raises(InputError, match="have 6 tokens, more than max_length 5"):
+        encode_pair(tokenizer, "12", "345", False, 5, cut=False)
+    long = [{"role": "assistant", "content": "1"}, {"role": "user", "content": "2"}, TURNS[3]]
+    tokens, mask = encode_pair(tokenizer, "12", long, True)
+    cut = encode_pair(tokenizer, "12", long, True, len(tokens) - 9)
+    assert cut == (tokens[:-9], mask[:-9])
