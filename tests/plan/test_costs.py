@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,26 +103,35 @@ def test_a_sequence_is_weighed_as_the_master_weighs_it(tied: bool) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(40, 400), st.integers(0, 200))
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(40, 400), st.integers(0, 200), st.booleans())
 def test_the_slowest_replica_gets_the_micro_batches_of_the_run(
-    replicas: int, count: int, budget: int, seed: int
+    replicas: int, count: int, budget: int, seed: int, whole: bool
 ) -> None:
-    """As `Orders.spread` and the workers divide a step, on the same lengths."""
+    """As `Orders.spread` and the workers divide a step, on the same lengths, also where groups stay whole."""
     pairs = tuple(Pair(5 + (seed + i) % 7, 1 + (seed * i * i) % 39, 1 / 9) for i in range(9))
     lengths = Lengths(tuple(sorted(pairs)), 50, 40, "")
     cost = sequence_cost(decoder())
-    found = dispatch(lengths, 8, 4, replicas=replicas, count=count, budget=budget, cost=cost)
+    found = dispatch(
+        lengths, 8, 4, replicas=replicas, count=count, budget=budget, cost=cost, whole_groups=whole
+    )
     tokens = [p + r for p, responses in lengths.batch(8, 4) for r in responses]
     batches = minibatches(range(32), [i // 4 for i in range(32)], count)
     assert len(found.packs) == count and found.minibatches == found.repeats == 1
     for packs, batch in zip(found.packs, batches, strict=True):
-        shares = divide(batch, dict(enumerate(tokens)), replicas, cost)
+        shares = divide(batch, dict(enumerate(tokens)), replicas, cost, groups_of(batch, whole))
         slowest = max(sum(cost(tokens[i]) for i in share) for share in shares)
         mine = sum(cost(int(length)) * n for pack in packs for length, n in pack.lengths)
         assert mine == pytest.approx(slowest)
-        parts = [len(micro_batches([tokens[i] for i in share], budget)) for share in shares]
+        parts = [
+            len(micro_batches([tokens[i] for i in share], budget, groups_of(share, whole)))
+            for share in shares
+        ]
         assert len(packs) in parts
-        assert all(pack.tokens <= budget or pack.sequences == 1 for pack in packs)
+        assert all(pack.tokens <= budget or pack.sequences == (4 if whole else 1) for pack in packs)
+
+
+def groups_of(samples: Sequence[int], whole: bool) -> list[int] | None:
+    return [sample // 4 for sample in samples] if whole else None
 
 
 @settings(max_examples=40, deadline=None)

@@ -411,6 +411,38 @@ def test_no_lengths_need_more_than_the_certificate(
     assert needed(graph, where, name, part, batch) <= needed(graph, where, name, part)
 
 
+def whole(graph: Graph) -> Graph:
+    """The graph with a loss that looks at the samples of a prompt together."""
+    calls = [
+        dataclasses.replace(call, decl=dataclasses.replace(call.decl, scope="group"))
+        if call.op == "train"
+        else call
+        for call in graph.calls
+    ]
+    return dataclasses.replace(graph, calls=tuple(calls))
+
+
+@settings(max_examples=60, deadline=None)
+@given(settings_of(), st.data())
+def test_whole_groups_need_no_more_than_their_certificate(
+    given: tuple[Graph, CallPlan, str, Part], data: st.DataObject
+) -> None:
+    """And that is never less than where samples may be divided."""
+    plain, where, _, part = given
+    graph, lengths = whole(plain), read_lengths(plain)
+    responses = st.integers(1, lengths.longest_response)
+    batch = [
+        (
+            data.draw(st.integers(1, lengths.longest_prompt)),
+            data.draw(st.lists(responses, min_size=graph.samples, max_size=graph.samples)),
+        )
+        for _ in range(graph.prompts)
+    ]
+    most = needed(graph, where, "train", part)
+    assert needed(graph, where, "train", part, batch) <= most
+    assert most >= needed(plain, where, "train", part)
+
+
 @settings(max_examples=60, deadline=None)
 @given(settings_of(), st.integers(1, 100))
 def test_more_of_anything_never_needs_less(given: tuple[Graph, CallPlan, str, Part], more: int) -> None:

@@ -374,6 +374,23 @@ def test_minibatches_do_not_depend_on_the_layout() -> None:
     assert formed(3, {}) == alone == formed(3, {"train": (1, 2), "rollout": (0,)})
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_groups_stay_whole_where_the_loss_looks_at_them(whole: bool) -> None:
+    """Samples of a prompt go to one replica; without such a loss some prompt is divided (the control)."""
+    graph = grpo(steps=1, prompts=3, samples=3, minibatches=1)
+    calls = [
+        replace(call, decl=replace(call.decl, scope="group")) if call.op == "train" and whole else call
+        for call in graph.calls
+    ]
+    plan = place(replace(graph, calls=tuple(calls)), 2, {"train": (0, 1)})
+    workers, _ = simulate(plan, 3)
+    trained = [m for m in workers.taken if isinstance(m, Execute) and m.call == "train"]
+    shards = [set(message.shards[0]) for message in trained]
+    assert sorted(sample for shard in shards for sample in shard) == list(range(9))
+    homes = [{sample // 3 for sample in shard} for shard in shards]
+    assert (sum(map(len, homes)) == 3) == whole
+
+
 def test_reallocation_only_where_weights_lack() -> None:
     same, _ = simulate(place(grpo(), 2, {}), 3)
     assert not any(isinstance(message, Reallocate) for message in same.taken)
