@@ -9,6 +9,9 @@ from functools import lru_cache
 from planner.decoder import Decoder, read_decoder
 from planner.profile import Profile, Table
 
+_EVEN = 64
+"""Tokens of a sequence at which its attention spends as long on copies as on scores, about."""
+
 
 class Measured:
     """A profile, asked by runs with `per_node` ranks on each node, which on a CPU share its cores."""
@@ -48,6 +51,28 @@ class Measured:
             default=None,
         )
 
+    def spread(
+        self, doing: str, decoder: Decoder, kind: int, dtype: str, t: int, busy: int,
+        distinct: float, tokens: float, length: float,
+    ) -> tuple[float, bool] | None:  # fmt: skip
+        """Seconds by which a layer's attention takes longer over all `tokens`, of sequences of `length`, than
+        over the `distinct` ones; and whether all of it was measured as asked. None where nothing was."""
+        found = []
+        for what, count in (("spread", tokens), ("attention", distinct)):
+            nearest = self.nearest(what, doing, decoder, kind, dtype, t, busy)
+            if nearest is None:
+                return None
+            table, alike = nearest
+            reading = table.read(count, length)
+            if alike and reading.inside and table.key["t"] == t and has(table, self.circumstances(busy)):
+                found.append((reading.seconds, True))
+                continue
+            known = _width(self.model(table), int(table.key["t"])) * _size(*reading.at)
+            scale = _width(decoder, t) * _size(count, length) / known * self.crowded(table, busy)
+            found.append((reading.seconds * scale, False))
+        (more, one), (less, other) = found
+        return max(0.0, more - less), one and other
+
     def _nearest(
         self, what: str, doing: str, decoder: Decoder, kind: int, dtype: str, t: int, busy: int
     ) -> tuple[Table, bool] | None:
@@ -65,6 +90,16 @@ class Measured:
             if best is None or rank < best[0]:
                 best = (rank, table, alike)
         return None if best is None else best[1:]
+
+
+def _width(decoder: Decoder, t: int) -> float:
+    """What attention of a token is proportional to."""
+    return decoder.heads * decoder.head_dim / t
+
+
+def _size(tokens: float, length: float) -> float:
+    """About how attention grows beyond what was measured: copies with tokens, scores with their pairs."""
+    return tokens * (length + _EVEN)
 
 
 def has(table: Table, wanted: Mapping[str, str | int]) -> bool:

@@ -276,6 +276,8 @@ class Rates:
         if doing == "recompute" and self.profile is not None:
             again = self._layer(decoder, kind, cut, one, "forward", dtype, busy)
             return again + self._layer(decoder, kind, cut, one, "backward", dtype, busy)
+        if one.context and self._measured is not None and doing in ("infer", "forward", "backward"):
+            return self._shared_layer(decoder, kind, cut, one, doing, dtype, busy)
         decoding = doing == "decode"
         size = one.pairs / one.tokens if one.tokens else 0.0
         place = (one.tokens, size if decoding else max(1.0, 2 * size - 1))
@@ -287,6 +289,29 @@ class Rates:
         what = doing if doing in ("decode", "prefill") else "layer"
         asked = _Asked(what, doing if what == "layer" else "", decoder, kind, cut, dtype, busy, place, roof)
         return self._answer(asked)
+
+    def _shared_layer(
+        self, decoder: Decoder, kind: int, cut: Cut, one: Pass, doing: str, dtype: str, busy: int
+    ) -> Seconds:
+        """A layer whose samples share tokens: as if there were the distinct ones alone, and what attention,
+        which is computed for all, takes longer."""
+        assert self._measured is not None
+        whole = one.tokens + one.context
+        share = one.tokens / whole
+        alone = replace(
+            one,
+            context=0,
+            pairs=one.pairs * share,
+            windowed=tuple((window, pairs * share) for window, pairs in one.windowed),
+        )
+        length = max(1.0, 2 * one.pairs / whole - 1)
+        more = self._measured.spread(doing, decoder, kind, dtype, cut.t, busy, one.tokens, whole, length)
+        if more is None:  # a profile of a time when this was not measured
+            alone = replace(one, context=0)
+        found = self._layer(decoder, kind, cut, alone, doing, dtype, busy)
+        if more is None:
+            return found
+        return found + Seconds(more[0], "measured" if more[1] else "extrapolated")
 
     def _layer_roof(self, decoder: Decoder, kind: int, cut: Cut, one: Pass, doing: str, dtype: str) -> float:
         phase, item = _PHASES[doing], ITEMSIZE[dtype]

@@ -55,6 +55,9 @@ def mpi_environment(environment: Mapping[str, str], ranks: int) -> dict[str, str
         "OMPI_MCA_btl": "self,sm,tcp",
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
         "TOKENIZERS_PARALLELISM": "false",
+        # glibc gives freed memory back at once, and every layer would fault it in anew.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     }
     if os.geteuid() == 0:
         defaults |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

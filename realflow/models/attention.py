@@ -197,14 +197,15 @@ def packed_attention(
     picks = getattr(module, "kv_picks", None)
     if picks is not None:
         k, v = k.index_select(1, picks), v.index_select(1, picks)
-    output = _attend_all(q, k, v, packing, scale, window)
+    output = attend_packed(q, k, v, packing, scale, window)
     return output[None], None
 
 
-def _attend_all(
+def attend_packed(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scale: float, window: int | None
 ) -> torch.Tensor:
-    """[T or U, Hq, D], by whichever kernel suits the device."""
+    """Attention of `q` [T or U, Hq, D] and `k`, `v` [T or U, Hkv, D]: [T or U, Hq, D], by whichever kernel
+    suits the device. (U: with `packing.shared`, whose tokens are spread over all and one copy kept.)"""
     shared = packing.shared
     if shared is not None:
         q, k, v = shared.repeat(q), shared.repeat(k), shared.repeat(v)

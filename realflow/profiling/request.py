@@ -22,9 +22,9 @@ ONCE = 1.0
 class Grids:
     """The points that are measured.
 
-    `layers`: (tokens of a pass, tokens of each of its sequences). `decode`: (slots, context). `rows` of the
-    head, `tokens` of the embedding, `slots` of a pass that is decoded and drawn. `messages` and `weights`:
-    bytes of collectives and messages, and of gradients and weights that are moved.
+    `layers`, `attention`: (tokens of a pass, tokens of each of its sequences). `decode`: (slots, context).
+    `rows` of the head, `tokens` of the embedding, `slots` of a pass that is decoded and drawn. `messages` and
+    `weights`: bytes of collectives and messages, and of gradients and weights that are moved.
     """
 
     layers: Grid = (
@@ -32,6 +32,7 @@ class Grids:
         *((512, 32), (512, 128), (512, 512)),
         *((2048, 32), (2048, 128), (2048, 512)),
     )
+    attention: Grid = ((512, 32), (512, 128), (512, 512), (4096, 32), (4096, 128), (4096, 512))
     decode: Grid = tuple((slots, context) for context in (64, 512) for slots in (1, 4, 16, 32, 64))
     rows: tuple[int, ...] = (16, 64, 256, 1024)
     tokens: tuple[int, ...] = (64, 1024)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from realflow.profiling.attending import attention_jobs
 from realflow.profiling.bench import Bench, Job
 from realflow.profiling.decoding import decode_jobs, engine_jobs
 from realflow.profiling.layers import end_jobs, layer_jobs
@@ -69,7 +70,7 @@ def jobs(request: Request, bench: Bench, models: Models) -> Iterator[Job]:
 
 def _passes(request: Request, bench: Bench, models: Models, setting: Setting) -> Iterator[Job]:
     for subject in request.subjects:
-        for part in (layer_jobs, decode_jobs, end_jobs, engine_jobs):
+        for part in (layer_jobs, decode_jobs, end_jobs, engine_jobs, attention_jobs):
             yield from part(subject, setting, bench, models, request.grids)
         if setting.t == 1:
             yield from step_jobs(subject, setting, bench, models)

@@ -107,6 +107,37 @@ def test_inside_what_was_measured() -> None:
     assert between.source == "measured" and 4e-4 * 1.1 * 512 < between.value < 4e-4 * 1.1 * 2048 * 1.6
 
 
+def with_attention() -> Rates:
+    """Attention that takes 2 us for each token; 3 us where samples share tokens."""
+    found = list(tables())
+    for what, each in (("attention", 2e-6), ("spread", 3e-6)):
+        for (threads, busy, t), doing in product([(2, 1, 1), (1, 1, 1), (1, 2, 1)], ["infer", "forward"]):
+            key = {"model": "small", "threads": threads, "busy": busy, "t": t, "doing": doing}
+            points = tuple(Point((x, y), each * x) for x, y in product((512, 4096), (32, 512)))
+            found.append(Table(what, key, ("tokens", "length"), points))
+    made = Profile({"cores": 2, "kind": "cpu"}, {}, "", profile().models, tuple(found), {}, "0" * 16)
+    return make_rates(Node("local", 2, "cpu"), made)
+
+
+def test_tokens_that_samples_share_are_attended_to_by_all() -> None:
+    plain = pass_of([(100, 20)])
+    shared = replace(plain, tokens=800.0, context=1200.0)
+    known = with_attention()
+    alone = replace(plain, tokens=800.0, pairs=plain.pairs * 0.4)
+    base = known.layer(small, 0, Cut(), alone, "infer", dtype=BF16)
+    found = known.layer(small, 0, Cut(), shared, "infer", dtype=BF16)
+    assert found.source == "measured"
+    assert found.value == pytest.approx(base.value + 3e-6 * 2000 - 2e-6 * 800)
+    assert known.layer(small, 0, Cut(), plain, "infer", dtype=BF16).value > found.value
+    longer = replace(plain, tokens=2000.0, context=6000.0, pairs=plain.pairs * 4)
+    assert known.layer(small, 0, Cut(), longer, "infer", dtype=BF16).source == "extrapolated"
+    other = known.layer(large, 0, Cut(), shared, "infer", dtype=BF16)
+    assert other.source == "extrapolated" and other.value > found.value
+    # Without such tables all pairs are taken to be those of fewer, longer samples.
+    older = rates().layer(small, 0, Cut(), shared, "infer", dtype=BF16)
+    assert older == rates().layer(small, 0, Cut(), replace(shared, context=0), "infer", dtype=BF16)
+
+
 def test_threads_follow_the_ranks_of_the_node() -> None:
     one = pass_of([(512, 4)])
     alone = rates(1).layer(small, 0, Cut(), one, "infer", dtype=BF16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for two ranks
 
 GRIDS = Grids(
     layers=((8, 8), (32, 8), (32, 32)),
+    attention=((8, 8), (64, 8), (8, 32), (64, 32)),
     decode=((1, 16), (4, 16), (1, 64), (4, 64)),
     rows=(4, 16),
     tokens=(4, 64),
@@ -60,6 +62,16 @@ def test_everything_that_a_run_needs_was_measured(rates: Rates) -> None:
     assert rates.decode_ends(decoder, Cut(), 3, dtype="bfloat16", busy=2, last=False).source == "measured"
     critic = read_decoder(tiny_config("llama", vocab=100).to_dict(), "value")
     assert rates.ends(critic, Cut(), one, "backward", dtype="bfloat16").source == "measured"
+
+
+def test_tokens_that_samples_share_were_measured(rates: Rates) -> None:
+    decoder = read_decoder(tiny_config("llama", vocab=100).to_dict(), "lm")
+    plain = pass_of([(16, 3)], rows=16)
+    shared = replace(plain, tokens=20.0, context=28.0)
+    for cut, busy in ((Cut(), 1), (Cut(t=2), 2)):
+        for doing in ("infer", "forward", "backward", "recompute"):
+            found = rates.layer(decoder, 0, cut, shared, doing, dtype="bfloat16", busy=busy)
+            assert found.source == "measured" and found.value > 0, (cut, busy, doing)
 
 
 def test_messages_and_moves_were_measured(rates: Rates) -> None:
