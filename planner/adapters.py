@@ -17,9 +17,11 @@ from realflow.planfile.holdings import Holding
 ALIGNMENT = 32
 """Elements of the flat buffer from one parameter's begin to another's are a multiple of it."""
 
-FROZEN = 0.5
-"""A backward pass without gradients of weights, as a fraction of one with them: of the two products of each
-linear layer one is left."""
+FORWARD, BACKWARD = 1.1, 0.65
+"""A pass with adapters on frozen weights, as a fraction of one that trains the weights: of the two products
+of each linear layer backward makes one, and both have the adapters' to do. Found in seconds of one CPU thread
+for SmolLM2-135M (960 tokens, bfloat16, rank 16): 1.08 and 0.59 with adapters on q and v, 1.19 and 0.67 with
+adapters on all layers."""
 
 _ROLES = {
     "q": ("q_proj",),

@@ -67,7 +67,8 @@ class Part:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the compute weights."""
-        return (self.stored + (self.low.stored if self.low else 0)) * self.itemsize
+        beside = -self.stored % ALIGNMENT + self.low.stored if self.low else 0
+        return (self.stored + beside) * self.itemsize
 
     @property
     def trained(self) -> int:

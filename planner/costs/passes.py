@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from planner.adapters import FROZEN, decoder_low
+from planner.adapters import BACKWARD, FORWARD, decoder_low
 from planner.costs.batches import Dispatch, Pack, mean_pack
 from planner.costs.setting import Setting
 from planner.costs.stages import StageRun, pipelined
@@ -46,12 +46,14 @@ def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
     tally.add("fields", setting.fetched(divided.tokens))
     back: Doing = "recompute" if setting.how.recompute else "backward"
 
-    # Recomputing makes a forward pass, too, which is half as long as a backward pass and stays.
-    share = 1.0 if setting.lora is None else (1 + 2 * FROZEN) / 3 if back == "recompute" else FROZEN
+    ahead, share = (1.0, 1.0) if setting.lora is None else (FORWARD, BACKWARD)
+    if setting.lora is not None and back == "recompute":  # a forward pass, half as long, and a backward pass
+        share = (FORWARD + 2 * BACKWARD) / 3
 
     def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
         run = setting.stages[stage]
-        return setting.stage_pass(run, one, "forward", busy), setting.stage_pass(run, one, back, busy) * share
+        forward = setting.stage_pass(run, one, "forward", busy) * ahead
+        return forward, setting.stage_pass(run, one, back, busy) * share
 
     schedule = setting.how.schedule
     for packs in divided.packs:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.adapters import FROZEN, decoder_low
+from planner.adapters import BACKWARD, FORWARD, decoder_low
 from planner.costs.stages import StageRun
 from planner.decoder import Decoder
 from planner.formulas import Cut, Pass, stage_elements, stage_traffic
@@ -18,7 +18,7 @@ from realflow.models.card import ITEMSIZE
 
 NOT_RUN = "{call}: layout letter {letter} is costed, but the engine cannot run it yet"
 
-HALF = "{call}: a backward pass without gradients of the frozen weights is taken as {share} of one with them"
+LESS = "{call}: passes with adapters take {forward} (forward) and {backward} (backward) of those without"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Setting:
         letters = [letter for letter, size in (("c", self.cut.c), ("e", self.cut.e)) if size > 1]
         found = [NOT_RUN.format(call=self.call.name, letter=letter) for letter in letters]
         if self.lora is not None and self.call.op == "train":
-            found.append(HALF.format(call=self.call.name, share=f"{FROZEN:.0%}"))
+            found.append(LESS.format(call=self.call.name, forward=FORWARD, backward=BACKWARD))
         return tuple(found)
 
     def trained(self, run: StageRun) -> int:

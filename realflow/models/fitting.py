@@ -12,6 +12,7 @@ from realflow.graph.types import Graph, Head
 from realflow.models.adapters import is_linear, target_problem
 from realflow.models.paths import find_model
 from realflow.models.vocabularies import read_object, vocabulary_problems
+from realflow.rewards.sandbox.ability import uncontained
 
 HEAD = "score.weight"
 """The head of a sequence classifier, [labels, hidden]: what a value or reward head is stored as."""
@@ -19,8 +20,10 @@ HEAD = "score.weight"
 
 def check_fitting(graph: Graph) -> None:
     """Raise InputError with every model of this machine whose head, vocabulary or layers are not what the
-    graph asks for. Models that are not here are passed over."""
+    graph asks for, and every call that runs programs where this machine cannot contain them. Models that are
+    not here are passed over."""
     problems = [*_head_problems(graph), *vocabulary_problems(graph), *_target_problems(graph)]
+    problems += uncontained(graph)
     if problems:
         raise InputError(problems)
 
@@ -49,7 +52,7 @@ def _target_problems(graph: Graph) -> list[Problem]:
             continue  # loading it tells of that
         message = target_problem(linear, model.lora) if linear else ""
         if message:
-            place = replace(model.place, where=f"models.{name}.lora.targets", line=None)
+            place = replace(model.place, where=f"models.{name}.lora.targets", line=None, params=())
             found.append(place.problem(f"{folder}: {message}"))
     return found
 

@@ -21,10 +21,11 @@ from realflow.data.batch import Batch, pack
 from realflow.engines.infer import infer
 from realflow.engines.train import TrainEngine
 from realflow.graph import find_graph, load_graph
-from realflow.graph.types import OptimizerSpec
+from realflow.graph.types import LoraSpec, OptimizerSpec
 from realflow.layout import Layout
 from realflow.models.card import build
 from realflow.models.causal import load_model
+from realflow.models.lora import AdapterSource
 from realflow.models.partition import partition, with_head
 from realflow.planfile import CallPlan
 from realflow.planfile.holdings import Holding
@@ -74,7 +75,7 @@ class Found:
 
 def measured(
     folder: Path, family: str, dtype: str, lengths: Sequence[int], head: str = "lm", recompute: bool = False,
-    **changes: Any,
+    lora: LoraSpec | None = None, **changes: Any,
 ) -> Found:  # fmt: skip
     """Two micro-batches of these lengths through one rank's inference and training."""
     sizes = {**SIZES, **changes}
@@ -82,8 +83,9 @@ def measured(
         sizes["layer_types"] = ["sliding_attention", "full_attention"] * 2
     path = tiny_model(folder / "model", family, dtype=dtype, **sizes)
     loss = likelihood if head == "lm" else distance
+    adapters = AdapterSource(lora) if lora else None
     with Tracker() as tracker:
-        model = replace(load_model(path, dtype=dtype, head=head), recompute=recompute)
+        model = replace(load_model(path, dtype=dtype, head=head, adapters=adapters), recompute=recompute)
         batches = [batch(lengths, seed) for seed in range(2)]
         gc.collect()
         before = tracker.live_bytes
@@ -95,7 +97,7 @@ def measured(
         with tracker.peak() as training:
             engine.step(batches, loss, reads={}, options={})
         engine.close()
-    part = part_of(partition(with_head(build(path), head), Layout()), Holding(), dtype, head)
+    part = part_of(partition(with_head(build(path), head), Layout()), Holding(), dtype, head, lora)
     load = load_of(lengths)
     how = CallPlan((0,), Layout(), "train", recompute=recompute)
     infers, trains = (passing_bytes(GRPO.call(name), how, part, load) for name in ("ref", "train"))
@@ -110,7 +112,7 @@ def measured(
 def load_of(lengths: Sequence[int]) -> Load:
     ids = list(range(len(lengths)))
     groups = [(PROMPT, [length - PROMPT]) for length in lengths]
-    load = _packed(groups, ids, list(lengths), ids, sum(lengths))
+    load = _packed(groups, ids, list(lengths), ids, sum(lengths), None)
     return replace(load, micro_batches=2, total=2 * load.tokens)
 
 
@@ -133,6 +135,22 @@ CASES: Mapping[str, tuple[Any, ...]] = {
     "value head": ("llama", "bfloat16", [300] * 4, "value"),
     "value head, recompute": ("llama", "float32", [100] * 8, "value", True),
 }
+
+ADAPTED: Mapping[str, tuple[Any, ...]] = {
+    "adapters": ("llama", "bfloat16", [300] * 4, "lm", False, LoraSpec(16, 16)),
+    "adapters, recompute": ("llama", "bfloat16", [300] * 4, "lm", True, LoraSpec(16, 16)),
+    "adapters, scores": ("qwen2", "float32", [100] * 8, "lm", False, LoraSpec(4, 8, ("q_proj", "v_proj"))),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTED)
+def test_estimates_with_adapters_are_above_counted_peaks(tmp_path: Path, case: str) -> None:
+    """What frozen weights spare is not taken off, but for gradients and optimizer states."""
+    found = measured(tmp_path, *ADAPTED[case])
+    idle, inferring, training = found.ratios
+    assert 0.99 <= idle <= 1.01
+    assert 0.97 <= inferring <= 1.3
+    assert 0.97 <= training <= 1.3
 
 
 @pytest.mark.parametrize("case", CASES)
