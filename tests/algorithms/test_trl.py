@@ -49,7 +49,7 @@ def same(found: tuple[float, torch.Tensor], wanted: dict[str, Any]) -> bool:
 def test_losses_of_policies(name: str) -> None:
     wanted = MADE["found"][name]
     assert same(policy(name), wanted)
-    assert sum(value != 0 for value in wanted["gradient"]) > 5
+    assert sum(value != 0 for value in wanted["gradient"]) >= 3
 
 
 def test_other_options_would_be_noticed() -> None:

@@ -37,11 +37,11 @@ LONGEST = 16
 
 def drawn() -> dict[str, Any]:
     """Columns of packed tokens, and a mask; two samples a pair, the chosen one first."""
-    generator = torch.Generator().manual_seed(17)
+    generator = torch.Generator().manual_seed(5)
     total = sum(LENGTHS)
     columns = {name: -2 * torch.rand(total, generator=generator, dtype=torch.float64) for name in COLUMNS}
     mask = torch.rand(total, generator=generator) > 0.25
-    advantages = torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64)
+    advantages = torch.tensor([1.2, -0.7, 0.5, -1.4], dtype=torch.float64)
     scores = torch.randn(len(LENGTHS), generator=generator, dtype=torch.float64)
     return {**columns, "mask": mask, "advantages": advantages, "scores": scores}
 
