@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import realflow
-from realflow.commands import explain, graphs, models, plans, profile, runs
+from realflow.commands import evaluate, explain, graphs, models, plans, profile, runs
 from realflow.errors import InputError, RunError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     plans.add_commands(add)
     explain.add_command(add)
     runs.add_commands(add)
+    evaluate.add_command(add)
     models.add_commands(add)
     profile.add_commands(add)
     return parser

@@ -255,7 +255,7 @@ class NativeEngine:
         if not admitted:
             return
         most = max(sample.limit for sample in admitted)
-        ids = torch.tensor([[sample.id] for sample in admitted])
+        ids = torch.tensor([[sample.draw_id] for sample in admitted])
         first = torch.tensor([[len(sample.prompt.tokens)] for sample in admitted])
         for sample, row in zip(admitted, uniform(self.seed, ids, 0, first + torch.arange(most)), strict=True):
             sample.uniforms = row[: sample.limit].tolist()

@@ -16,13 +16,15 @@ FinishReason = Literal["stop", "length", "abort"]
 class Prompt:
     """One prompt and the samples that are wanted of it.
 
-    `max_new_tokens` has one entry for each sample where it differs from the sampling's.
+    `max_new_tokens` has one entry for each sample where it differs from the sampling's. Sample k is drawn
+    with the random numbers of the id `draw_id + k`, or of its own id where there is no `draw_id`.
     """
 
     group_id: int
     sample_ids: tuple[int, ...]
     tokens: tuple[int, ...]
     max_new_tokens: tuple[int, ...] | None = None
+    draw_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class Sample:
     def __init__(self, prompt: Prompt, index: int, limit: int) -> None:
         self.prompt = prompt
         self.id = prompt.sample_ids[index]
+        self.draw_id = self.id if prompt.draw_id is None else prompt.draw_id + index
         self.limit = limit
         self.response: list[int] = []
         self.logprobs: list[float] = []
