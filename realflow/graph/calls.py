@@ -104,10 +104,10 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
     op = section.need("op", one_of(*OPS), None)
     if op is None:
         return Draft(Call(name, "function", _NONE), frozenset(), False)
-    decl = GENERATE if op == "generate" else _read_use(section, op, folder)
+    decl = GENERATE if op == "generate" else read_use(section, op, folder)
     sound = decl is not None
     decl = decl or _NONE
-    options = _read_options(section, decl) if op != "generate" else {}
+    options = read_options(section, decl) if op != "generate" else {}
     if op == "train":
         options = {**options, "normalise": section.take("normalise", _NORMALISE, decl.normalise)}
     draft = Draft(
@@ -152,7 +152,7 @@ def _read_model(section: Section, models: Mapping[str, ModelSpec]) -> str | None
     return model
 
 
-def _read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | None:
+def read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | None:
     """The declaration that `use:` names, or None where there is none that fits the op."""
     use = section.need("use", TEXT, None)
     if use is None:
@@ -180,12 +180,12 @@ def _read_use(section: Section, op: str, folder: Path | None) -> FunctionDecl | 
 def _read_refill(section: Section, folder: Path | None) -> Refill | None:
     """None where its function cannot be told: that is reported."""
     section = section.section("refill")
-    decl = _read_use(section, "function", folder)
+    decl = read_use(section, "function", folder)
     most = section.take("most", whole(1), Refill.most)
     if decl is None:
         return None
     check_decider(section, decl)
-    call = Call(REFILL, "function", decl, options=_read_options(section, decl))
+    call = Call(REFILL, "function", decl, options=read_options(section, decl))
     draft = _renamed(section, Draft(call, frozenset(), True))
     section.close(("use", "most", "options", "reads"))
     return Refill(draft.call, most) if draft.sound else None
@@ -203,7 +203,7 @@ def _read_sampling(section: Section) -> Sampling:
     )
 
 
-def _read_options(section: Section, decl: FunctionDecl) -> dict[str, Any]:
+def read_options(section: Section, decl: FunctionDecl) -> dict[str, Any]:
     """The function's options: its defaults, and over them what the graph sets."""
     inner = section.section("options")
     options = dict(decl.options)

@@ -11,6 +11,7 @@ from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
 from realflow.graph.datasection import check_data_path, data_to_mapping, read_data
+from realflow.graph.evaluate import evaluate_to_mapping, read_evaluate
 from realflow.graph.filekinds import refuse_other
 from realflow.graph.follows import check_follows
 from realflow.graph.heads import check_heads
@@ -37,6 +38,7 @@ TOP_KEYS = (
     "checkpoint",
     "lengths",
     "folder",
+    "evaluate",
 )
 _NAME = named("a name of letters, digits, '.', '_' and '-'", FILE_NAME)
 
@@ -103,6 +105,7 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
     lengths_section = top.section("lengths", expected="a mapping with prompt and response, or with trace")
     lengths = read_lengths(lengths_section, folder) if "lengths" in top else None
     params = _params(top)
+    evaluate_section = top.section("evaluate", expected="a mapping with every, data and reward")
     top.close(TOP_KEYS)
 
     # What could not be read is reported; what follows from it alone would hide it.
@@ -124,7 +127,7 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
         check_data_path(data_section, data, folder)
         if lengths is not None:
             check_trace(lengths_section, lengths)
-    return Graph(
+    graph = Graph(
         name=name,
         models=models,
         data=data,
@@ -142,6 +145,14 @@ def _graph(top: Section, report: Report, folder: Path | None, *, here: bool) -> 
         dtypes={name: column.dtype for name, column in wiring.columns.items()},
         folder=str(folder) if folder is not None and _needs_folder(data, wiring.calls) else "",
     )
+    if "evaluate" not in top or not complete or not data_section.sound:
+        return graph
+    evaluate = read_evaluate(evaluate_section, graph, folder)
+    if evaluate is None:
+        return graph
+    if here and folder is not None:
+        check_data_path(evaluate_section.section("data"), evaluate.graph.data, folder)
+    return replace(graph, evaluate=evaluate, folder=graph.folder or evaluate.graph.folder)
 
 
 def _params(top: Section) -> dict[str, Any]:
@@ -185,6 +196,8 @@ def graph_to_mapping(graph: Graph) -> dict[str, Any]:
         result["checkpoint"] = {"every": f"{graph.checkpoint_every} steps", "keep": graph.checkpoint_keep}
     if graph.lengths is not None:
         result["lengths"] = lengths_to_mapping(graph.lengths)
+    if graph.evaluate is not None:
+        result["evaluate"] = evaluate_to_mapping(graph.evaluate)
     if graph.folder:
         result["folder"] = graph.folder
     escaped: dict[str, Any] = escape(result)

@@ -361,6 +361,19 @@ class Refill:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Held-out prompts that are answered and judged at the end of every `every`-th step and of the last.
+
+    `graph` has their data, and two calls: the one that answers, where the rollout runs, and the one that
+    judges. `keep_best`: a checkpoint is written at each evaluation, and that of the best mean reward is kept.
+    """
+
+    every: int
+    keep_best: bool
+    graph: Graph
+
+
+@dataclass(frozen=True)
 class Graph:
     """A checked graph. `calls` is in topological order.
 
@@ -387,6 +400,7 @@ class Graph:
     extents: Mapping[str, Extent] = field(default_factory=dict)
     dtypes: Mapping[str, Dtype] = field(default_factory=dict)
     folder: str = ""
+    evaluate: Evaluate | None = None
 
     @classmethod
     def load(cls, graph: str | Path, overrides: Sequence[str] = ()) -> Graph:

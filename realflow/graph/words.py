@@ -7,7 +7,7 @@ from pathlib import Path
 
 from realflow.graph.datasection import source_line
 from realflow.graph.gymtasks import OTHER_ROWS, ROWS
-from realflow.graph.types import Call, DataSpec, Graph
+from realflow.graph.types import Call, DataSpec, Evaluate, Graph
 
 _COUNTED_BYTES = 64 << 20
 """The lines of a larger jsonl file are not counted: a check is done in a second."""
@@ -44,9 +44,38 @@ def explain_batch(graph: Graph) -> str:
         if call.op == "generate" and call.sampling is not None:
             most = plural(total * call.sampling.max_new_tokens, "new token")
             lines.append(f"{call.name}: writes {plural(total, 'sample')}, at most {most}")
+            lines += _explain_stages(call)
         if call.op == "train":
             lines += _explain_train(graph, call)
+    if graph.evaluate is not None:
+        lines.append(_explain_evaluation(graph.evaluate))
     return "\n".join([*lines, _explain_data(graph)])
+
+
+def _explain_stages(call: Call) -> list[str]:
+    """How the steps of a rollout are not all alike."""
+    lines = []
+    if call.sampling is not None and call.sampling.stages:
+        words = [
+            f"{limit} to step {end}" if end else f"{limit} to the end" for end, limit in call.sampling.stages
+        ]
+        lines.append(f"  new tokens of a response, at most: {', '.join(words)}")
+    if call.refill is not None:
+        lines.append(
+            f"  groups that {call.refill.call.decl.name} drops are replaced by new prompts, in "
+            f"{plural(call.refill.most, 'round')} at most; a plan counts with one"
+        )
+    return lines
+
+
+def _explain_evaluation(spec: Evaluate) -> str:
+    scores = spec.graph.calls[1]
+    best = "; the checkpoint of the best is kept" if spec.keep_best else ""
+    drawn = f"{plural(spec.graph.prompts, 'prompt')} × {plural(spec.graph.samples, 'sample')}"
+    return (
+        f"evaluation: every {plural(spec.every, 'step')} and at the end, {drawn}, judged by "
+        f"{scores.decl.name}{best}"
+    )
 
 
 def _explain_train(graph: Graph, call: Call) -> list[str]:

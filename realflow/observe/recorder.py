@@ -14,6 +14,7 @@ from realflow.observe.metrics import MetricsLog, SamplesLog
 from realflow.observe.predicted import predictions
 from realflow.observe.trace import Trace
 from realflow.planfile import Plan
+from realflow.runtime.best import keep_if_best
 from realflow.runtime.carried import Carried
 from realflow.runtime.directory import (
     CURSOR,
@@ -24,6 +25,8 @@ from realflow.runtime.directory import (
     remove_partial,
 )
 from realflow.runtime.messages import DispatchDone
+
+EVAL_REWARD = "eval/reward/mean"
 
 
 class RunFiles:
@@ -36,6 +39,8 @@ class RunFiles:
         self._metrics = MetricsLog(run_dir)
         self._samples = SamplesLog(run_dir)
         self._trace = Trace()
+        self._rewards: dict[int, float] = {}
+        """Steps done -> the mean reward of the evaluation then."""
 
     def report(self, step: int, call: str, done: DispatchDone) -> None:
         """Take a rank's report of a dispatch."""
@@ -46,6 +51,8 @@ class RunFiles:
     def step(self, step: int, start: float, end: float, told: Mapping[str, float]) -> dict[str, float]:
         """Write and return the metrics of a step, those `told` among them."""
         metrics = {**self._collector.finish(step, start, end), **told}
+        if EVAL_REWARD in metrics:
+            self._rewards[step + 1] = metrics[EVAL_REWARD]
         self._metrics.step(step, metrics)
         return metrics
 
@@ -62,6 +69,8 @@ class RunFiles:
             os.fsync(file.fileno())
         os.rename(partial, final)
         self._trace.write(self.run_dir / "trace.json")
+        if self._graph.evaluate is not None and self._graph.evaluate.keep_best and number in self._rewards:
+            keep_if_best(self.run_dir, final, number, self._rewards[number])
         for old in checkpoints(self.run_dir)[: -self._graph.checkpoint_keep]:
             shutil.rmtree(old)
         return final

@@ -1,9 +1,11 @@
-"""The calls that the runtime adds to a plan: what decides which groups stay in a step, and the record."""
+"""The calls that the runtime adds to a plan: what decides which groups stay in a step, the record, and those
+of the evaluation inside a run."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from realflow.graph.evaluate import EVAL, SCORE, evaluated
 from realflow.graph.refill import refilled
 from realflow.planfile import Plan
 from realflow.runtime.record import with_record
@@ -11,7 +13,21 @@ from realflow.runtime.record import with_record
 
 def completed(plan: Plan) -> Plan:
     """The plan as it is run."""
-    return with_record(with_refill(plan))
+    return with_evaluation(with_record(with_refill(plan)))
+
+
+def with_evaluation(plan: Plan) -> Plan:
+    """The plan with the calls of its evaluation, which run where the rollout does. No step runs them."""
+    graph = plan.graph
+    rollout = evaluated(graph.calls)
+    if graph.evaluate is None or rollout is None:
+        return plan
+    where = plan.calls[rollout.name]
+    return replace(
+        plan,
+        graph=replace(graph, calls=(*graph.calls, *graph.evaluate.graph.calls)),
+        calls={**plan.calls, EVAL: where, SCORE: replace(where, engine="python")},
+    )
 
 
 def with_refill(plan: Plan) -> Plan:

@@ -23,7 +23,9 @@ Rules, in the order in which they are applied:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from realflow.graph.evaluate import EVAL
 from realflow.graph.types import Call, Graph
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge
@@ -43,6 +45,7 @@ from realflow.runtime.events import (
     To,
     WorkerLost,
 )
+from realflow.runtime.examiner import Examiner
 from realflow.runtime.messages import (
     DispatchDone,
     Drain,
@@ -79,6 +82,7 @@ class Core:
         self._carried = carried or at_start(self.graph, start_step)
         self.weights = Weights(self.plan, start_step)
         self._orders = Orders(self.graph, self.plan.calls, costs or {})
+        self._examiner = Examiner(self.plan, costs or {}) if self.graph.evaluate else None
         self._dispatches = Dispatches(self.plan)
         self._streams: dict[str, Stream] = {}
         self._next_step, self._next_prompt = start_step, self._carried.next_prompt
@@ -125,7 +129,8 @@ class Core:
 
     def _sample_ready(self, event: SampleReady, now: float) -> None:
         dispatch = self._dispatches.reported(event.dispatch, event.rank, now)
-        step = self._steps[dispatch.step]
+        step = self._step_of(dispatch)
+        assert step is not None
         step.lengths[dispatch.call].update(zip(event.ids, event.lengths, strict=True))
         step.produced(dispatch.call, event.rank, event.ids)
         self._streams[dispatch.name].outstanding[event.rank] -= len(event.ids)
@@ -136,7 +141,7 @@ class Core:
         dispatch = self._dispatches.reported(event.dispatch, event.rank, now)
         dispatch.files.update(event.files)
         self._busy.get(dispatch.call, set()).discard(event.rank)
-        step = self._steps.get(dispatch.step)
+        step = self._step_of(dispatch)
         if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
             if step.calls[dispatch.call].decl.state:
                 step.states[dispatch.call] = event.state
@@ -154,13 +159,23 @@ class Core:
         if dispatch.call.startswith("save:"):
             self._files.setdefault(dispatch.step, {}).update(dispatch.files)
             return
-        step = self._steps.get(dispatch.step)
+        step = self._step_of(dispatch)
         if step is None or dispatch.call not in step.calls:
             return
         call = step.calls[dispatch.call]
         if not step.all_done(call.name):
             assert call.op == "function" or step.refill, f"{dispatch.name} ended without all of its samples"
         self._finish(step, call)
+
+    def _step_of(self, dispatch: Dispatch) -> StepReadiness | None:
+        """The step that a dispatch belongs to, or the evaluation at its end."""
+        if self._examiner is not None and dispatch.call in self._examiner.calls:
+            return self._examiner.under_way
+        return self._steps.get(dispatch.step)
+
+    def _orders_of(self, step: StepReadiness) -> Orders:
+        examines = self._examiner is not None and step is self._examiner.under_way
+        return self._examiner.orders if examines and self._examiner else self._orders
 
     def _finish(self, step: StepReadiness, call: Call) -> None:
         """A call has finished a step when all samples are reported, and nothing of it is under way."""
@@ -192,12 +207,13 @@ class Core:
 
     def _advance(self, now: float) -> None:
         """Start everything that can start."""
-        if self._dispatches.not_ready:
+        if self._dispatches.not_ready or self._over:
             return
         for index in sorted(self._steps):
             if len(self._steps[index].finished) < len(self._steps[index].calls):
                 break  # steps end in order
             self._end_step(index, now)
+        self._examine(now)
         while self._open_step(now):
             pass
         # Training comes last, so that other calls of a later step need not wait for it, and trains once
@@ -210,8 +226,10 @@ class Core:
                         self._try_call(step, call, now)
         if self._dispatches:
             return
-        if self._steps or self._next_step < self.graph.steps:
-            self._fail(stuck(self._steps, self.weights))
+        under_way = self._examiner.under_way if self._examiner else None
+        if self._steps or under_way or self._next_step < self.graph.steps:
+            steps = {**self._steps, **({under_way.step: under_way} if under_way else {})}
+            self._fail(stuck(steps, self.weights))
             return
         self._over = True
         self._out.extend(To(rank, Halt(False, "done")) for rank in range(self.plan.world_size))
@@ -222,6 +240,8 @@ class Core:
         if index >= self.graph.steps or len(self._steps) > self.graph.max_staleness:
             return False
         if not all(step.closed for step in self._steps.values()):
+            return False
+        if self._examiner is not None and self._examiner.under_way is not None:
             return False
         step = self._steps[index] = StepReadiness(self.graph, index, self._next_prompt)
         self._begun[index] = now
@@ -234,16 +254,40 @@ class Core:
         for edge in self.weights.following(index):
             self._follow(edge, index, now)
         self._closing[index] = StepDone(index, self._begun.pop(index), now, numbers(step))
+        if self._examiner is not None and self._examiner.due(index):
+            self._examiner.begin(index, now)
+            return
         self._close_steps()
+        if self._saves(index):
+            self._save(index, now)
+
+    def _saves(self, index: int) -> bool:
+        """Whether a step ends with a checkpoint."""
         every = self.graph.checkpoint_every
         last = index + 1 == self.graph.steps
-        if last or (every is not None and (index + 1) % every == 0):
+        return last or (every is not None and (index + 1) % every == 0)
+
+    def _examine(self, now: float) -> None:
+        """Go on with the evaluation at the end of a step; when it has ended, the step has."""
+        if self._examiner is None or self._examiner.under_way is None:
+            return
+        step = self._examiner.under_way
+        for call in step.calls.values():
+            if call.name not in step.finished:
+                self._try_call(step, call, now)
+        if len(step.finished) < len(step.calls):
+            return
+        index, done = step.step, self._closing[step.step]
+        self._closing[index] = replace(done, metrics={**done.metrics, **self._examiner.end(now)})
+        self._close_steps()
+        if self._saves(index) or self._examiner.keeps_best:
             self._save(index, now)
 
     def _close_steps(self) -> None:
         """Tell of the steps, in order, at whose end nothing follows any more, then of their checkpoints."""
         for index in sorted(self._closing):
-            if self._dispatches.following(index):
+            under_way = self._examiner.under_way if self._examiner else None
+            if self._dispatches.following(index) or (under_way and under_way.step == index):
                 break
             self._out.append(self._closing.pop(index))
         for index in sorted(self._files):
@@ -265,14 +309,15 @@ class Core:
             self._try_function(step, call, now)
         elif step.has_ready(call.name) and self.weights.allow(step, call):
             ids = [sample for unit in step.take(call.name) for sample in unit]
-            edge = self.weights.edge(call)
+            like = self._examiner.rollout if self._examiner and call.name == EVAL else call
+            edge = self.weights.edge(like)
             if edge is not None:
                 self._move(edge, step, now)
-            self.weights.used(call)
+            self.weights.used(like)
             if call.op == "generate":
                 self._open_stream(step, call, ids, now)
             else:
-                held, messages = self._orders.spread(self._order + 1, step, call, ids)
+                held, messages = self._orders_of(step).spread(self._order + 1, step, call, ids)
                 self._start(step.name(call.name), step.step, call.name, held, now)
                 self._out.extend(To(rank, message) for rank, message in messages.items())
 
@@ -284,6 +329,8 @@ class Core:
             name += f".{step.step}"
         if step.round:
             name += f".{step.round}"
+        if self._examiner is not None and step is self._examiner.under_way:
+            name += EVAL
         self._reallocate(edge, what, name, -1, now)
         self.weights.moved(edge)
 
@@ -310,8 +357,8 @@ class Core:
         version, limit = self.weights.version(call.model), call.sampling.limit(step.step)
         for rank in where.ranks:
             self._out.append(To(rank, Open(self._order, name, call.name, step.step, version, limit)))
-        groups = sorted({sample // self.graph.samples for sample in ids})
-        self._streams[name] = Stream(groups, dict.fromkeys(replicas(where), 0))
+        groups = sorted({sample // call.samples for sample in ids})
+        self._streams[name] = Stream(groups, dict.fromkeys(replicas(where), 0), call.samples)
         self._feed(self._dispatches[name])
 
     def _feed(self, dispatch: Dispatch) -> None:
@@ -321,10 +368,10 @@ class Core:
         given: dict[int, list[int]] = {}
         while stream.waiting:
             rank = min(stream.outstanding, key=lambda r: (stream.outstanding[r], r))
-            if stream.outstanding[rank] >= where.slots + self.graph.samples:
+            if stream.outstanding[rank] >= where.slots + stream.samples:
                 break
             given.setdefault(rank, []).append(stream.waiting.pop(0))
-            stream.outstanding[rank] += self.graph.samples
+            stream.outstanding[rank] += stream.samples
         for rank, groups in given.items():
             self._out.extend(To(member, Feed(dispatch.name, groups)) for member in replica_of(where, rank))
         if not stream.waiting and not stream.drained:
@@ -339,7 +386,7 @@ class Core:
             state = state_for(earlier, self._carried, call)
         if state is None:
             return
-        self._orders.assign(step, call)
+        self._orders_of(step).assign(step, call)
         backlog = step.backlog[call.name]
         for rank in [r for r in backlog if r not in self._busy[call.name]]:
             piece = step.pieces[call.name]
@@ -348,7 +395,7 @@ class Core:
             name = f"{call.name}@{step.step}.{piece}"
             self._busy[call.name].add(rank)
             self._start(name, step.step, call.name, {rank: ids}, now)
-            self._out.append(To(rank, self._orders.piece(self._order, name, step, call, ids, state)))
+            self._out.append(To(rank, self._orders_of(step).piece(self._order, name, step, call, ids, state)))
 
     def _start(self, name: str, step: int, call: str, ids: Mapping[int, list[int]], now: float) -> None:
         self._order += 1
@@ -356,7 +403,7 @@ class Core:
 
     def _free(self, step: StepReadiness, call: Call) -> None:
         """Free the fields whose last reader has just finished."""
-        for ranks, message in self._orders.freed(step, call):
+        for ranks, message in self._orders_of(step).freed(step, call):
             self._out.extend(To(rank, message) for rank in ranks)
 
     def _fail(self, text: str, refused: bool = False) -> None:

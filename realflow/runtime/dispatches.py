@@ -35,10 +35,12 @@ class Dispatch:
 
 @dataclass
 class Stream:
-    """A generate dispatch: prompts not yet fed, and how many samples each replica still owes."""
+    """A generate dispatch: prompts not yet fed, how many samples each replica still owes, and how many
+    `samples` a prompt has."""
 
     waiting: list[int]
     outstanding: dict[int, int]
+    samples: int
     drained: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,49 @@ def _reads_data_tokens(plan: Plan, rank: int) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Examination:
+    """The evaluation that belongs to a run: a graph of its own, and its data."""
+
+    graph: Graph
+    data: DataFields
+
+    def has(self, call: Call) -> bool:
+        """Whether a call is one of its."""
+        return any(call.name == own.name for own in self.graph.calls)
+
+
+def make_examination(plan: Plan, hosts: Hosts) -> Examination | None:
+    """The evaluation as this worker reads it; None where the run has none."""
+    if plan.graph.evaluate is None:
+        return None
+    graph = plan.graph.evaluate.graph
+    return Examination(graph, make_data(replace(plan, graph=graph), hosts))
+
+
+def scene(
+    call: Call, graph: Graph, data: DataFields, examination: Examination | None
+) -> tuple[Graph, DataFields]:
+    """The graph and the data that a call belongs to: those of the run, or of its evaluation."""
+    if examination is not None and examination.has(call):
+        return examination.graph, examination.data
+    return graph, data
+
+
 class Inputs:
     """Brings what an `Execute` names to this worker, ahead of its turn, in a thread of its own."""
 
     def __init__(
-        self, rank: int, graph: Graph, store: FieldStore, client: FieldClient, data: DataFields
+        self,
+        rank: int,
+        graph: Graph,
+        store: FieldStore,
+        client: FieldClient,
+        data: DataFields,
+        examination: Examination | None = None,
     ) -> None:
         self._rank, self._graph, self._store, self._client, self._data = rank, graph, store, client, data
+        self._examination = examination
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._fetches: dict[str, Future[None]] = {}
 
@@ -159,9 +196,10 @@ class Inputs:
     def values(self, call: Call, ids: Sequence[int]) -> dict[str, list[Any]]:
         """Graph field -> a value for each id, for every field that the call reads and that exists."""
         found: dict[str, list[Any]] = {}
+        graph, data = scene(call, self._graph, self._data, self._examination)
         for field in dict.fromkeys(call.reads.values()):
-            if self._graph.writer(field) is None:
-                found[field] = self._data.values(field, ids)
+            if graph.writer(field) is None:
+                found[field] = data.values(field, ids)
             else:
                 found[field] = self._store.get(field, ids)
         return found

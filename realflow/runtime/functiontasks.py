@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from realflow.engines.functions import FunctionError, Outcome, Progress, load_callable, run_call
+from realflow.graph.datasection import SOURCE_FIELD
+from realflow.graph.evaluate import SCORE
 from realflow.graph.refill import REFILL
 from realflow.graph.types import Call
 from realflow.planfile import Plan
-from realflow.runtime.fields import DataFields, Inputs, folder_of
+from realflow.runtime.fields import DataFields, Examination, Inputs, folder_of, scene
 from realflow.runtime.link import MasterLink
 from realflow.runtime.messages import DispatchDone, Execute, Failed
 from realflow.runtime.readiness import main_rollout
 from realflow.runtime.record import MASK, RECORD
-from realflow.runtime.stats import Spans, field_stats
+from realflow.runtime.stats import Spans, eval_means, field_stats
 from realflow.runtime.store import FieldStore
 
 GRACE_SECONDS = 3.0
@@ -25,8 +27,8 @@ GRACE_SECONDS = 3.0
 
 
 def returning(call: Call) -> Call:
-    """The call as its function is run: a decision has its field, which no other call reads."""
-    if call.name != REFILL:
+    """The call as its function is run: what decides or judges has its field, which no other call reads."""
+    if call.name not in (REFILL, SCORE):
         return call
     return replace(call, writes={use.name: use.name for use in call.decl.writes})
 
@@ -45,10 +47,17 @@ class FunctionTasks:
     """What the function thread does: each message is executed and reported done."""
 
     def __init__(
-        self, plan: Plan, rank: int, store: FieldStore, inputs: Inputs, data: DataFields, link: MasterLink
+        self,
+        plan: Plan,
+        rank: int,
+        store: FieldStore,
+        inputs: Inputs,
+        data: DataFields,
+        link: MasterLink,
+        examination: Examination | None = None,
     ) -> None:
         self._graph, self._rank, self._store, self._inputs = plan.graph, rank, store, inputs
-        self._data, self._link = data, link
+        self._data, self._link, self._examination = data, link, examination
         self._functions: dict[str, Callable[..., Any]] = {}
         self._progress = Progress()
         self._running: _Running | None = None
@@ -68,6 +77,9 @@ class FunctionTasks:
             dropped = self._dropped(call, ids, outcome)
             done = DispatchDone(message.dispatch, self._rank, spans=spans.merged, dropped=dropped)
             self._link.send(done)
+            return
+        if call.name == SCORE:
+            self._link.send(self._judged(call, ids, outcome, message.dispatch, spans))
             return
         for name, column in outcome.fields.items():
             self._store.put(name, dict(zip(ids, column, strict=True)))
@@ -90,6 +102,7 @@ class FunctionTasks:
         self, call: Call, ids: Sequence[int], message: Execute, spans: Spans
     ) -> tuple[Outcome, dict[str, list[Any]]]:
         """Run the function of a call; returns what it came to, and what it read."""
+        graph, _ = scene(call, self._graph, self._data, self._examination)
         if call.name not in self._functions:
             self._functions[call.name] = load_callable(call.decl.name, base=folder_of(self._graph))
         values = self._inputs.values(call, ids)
@@ -105,8 +118,8 @@ class FunctionTasks:
                     ids,
                     values,
                     message.lengths or self._lengths(call, ids, values),
-                    self._graph.extents,
-                    self._graph.dtypes,
+                    graph.extents,
+                    graph.dtypes,
                     progress=self._progress,
                     state=message.state,
                 )
@@ -114,6 +127,18 @@ class FunctionTasks:
                 faulthandler.cancel_dump_traceback_later()
                 self._running = None
         return outcome, values
+
+    def _judged(
+        self, call: Call, ids: Sequence[int], outcome: Outcome, dispatch: str, spans: Spans
+    ) -> DispatchDone:
+        """The report of an evaluation's rewards."""
+        graph, data = scene(call, self._graph, self._data, self._examination)
+        (rewards,) = outcome.fields.values()
+        rows = (data.row(sample // graph.samples) for sample in ids)
+        sources = [str(row[SOURCE_FIELD]) if SOURCE_FIELD in row else None for row in rows]
+        means = {name: [value * len(ids), float(len(ids))] for name, value in outcome.metrics.items()}
+        means |= eval_means(rewards, sources)
+        return DispatchDone(dispatch, self._rank, spans=spans.merged, means=means)
 
     def _dropped(self, call: Call, ids: Sequence[int], outcome: Outcome) -> list[int]:
         """The groups of which a decision has chosen no sample."""

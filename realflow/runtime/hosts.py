@@ -18,6 +18,7 @@ from realflow.engines.generate import NativeEngine
 from realflow.engines.state import load_shards, load_state
 from realflow.engines.train import TrainEngine
 from realflow.errors import InputError
+from realflow.graph.evaluate import EVAL
 from realflow.graph.types import Call, Graph, Sampling
 from realflow.layout import Box
 from realflow.models.causal import CausalModel, load_model
@@ -208,6 +209,13 @@ class Hosts:
         if after != "keep":  # its KV cache too, and graphs captured on weights that may lie elsewhere later
             self._generators.pop(call.name, None)
         host.put_away()
+
+    def forget_generators(self, examines: bool) -> None:
+        """Let go of the generation engine of the evaluation, or, where it is that which begins, of all
+        others: their caches are never both there."""
+        for name in list(self._generators):
+            if (name == EVAL) != examines:
+                del self._generators[name]
 
     def generator(self, call: Call) -> NativeEngine:
         """The generation engine of a generate call, made at its first use."""

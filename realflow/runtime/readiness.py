@@ -20,8 +20,11 @@ def producers(graph: Graph, call: Call) -> tuple[str, ...]:
 
 
 def active_calls(graph: Graph, step: int) -> tuple[Call, ...]:
-    """The calls that run in `step` (0-based): periodic ones when their period ends with it."""
-    return tuple(call for call in graph.calls if call.every is None or (step + 1) % call.every == 0)
+    """The calls that run in `step` (0-based): periodic ones when their period ends with it. Those of an
+    evaluation that belongs to a run are no part of its steps."""
+    apart = {call.name for call in graph.evaluate.graph.calls} if graph.evaluate else set()
+    due = (call for call in graph.calls if call.every is None or (step + 1) % call.every == 0)
+    return tuple(call for call in due if call.name not in apart)
 
 
 def dispatches_before(call: Call, step: int) -> int:
@@ -40,7 +43,8 @@ def main_rollout(graph: Graph) -> Call | None:
     for call in graph.calls:
         if call.op == "train" and sources[call.name] is not None:
             return graph.call(str(sources[call.name]))
-    rollouts = [call for call in graph.calls if call.op == "generate"]
+    rollouts = [call for call in active_calls(graph, 0) if call.op == "generate"]
+    rollouts += [call for call in graph.calls if call.op == "generate" and call.every not in (None, 1)]
     return min(rollouts, key=lambda call: call.every or 1, default=None)
 
 

@@ -24,7 +24,7 @@ from realflow.runtime.added import completed
 from realflow.runtime.bootstrap import Identity, Mpi, is_alone
 from realflow.runtime.connect import local_address
 from realflow.runtime.directory import remove_partial
-from realflow.runtime.fields import Inputs, make_data
+from realflow.runtime.fields import Inputs, make_data, make_examination
 from realflow.runtime.functiontasks import FunctionTasks
 from realflow.runtime.groups import make_groups
 from realflow.runtime.hosts import Hosts
@@ -94,12 +94,15 @@ class Worker:
         if self.plan.graph.folder:  # the user's functions import what lies beside the graph, also late;
             sys.path.append(self.plan.graph.folder)  # last, so that it hides nothing
         data = make_data(self.plan, self.hosts)
-        self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data)
+        examination = make_examination(self.plan, self.hosts)
+        self._inputs = Inputs(self.rank, self.plan.graph, self._store, self._client, data, examination)
         self.models = ModelTasks(
             self.plan, self.hosts, device, self._store, self._inputs, data, self.link, self.run_dir
         )
-        self.streams = Streams(self.plan, self.rank, self.hosts, self._store, data, self.link)
-        self.functions = FunctionTasks(self.plan, self.rank, self._store, self._inputs, data, self.link)
+        self.streams = Streams(self.plan, self.rank, self.hosts, self._store, data, self.link, examination)
+        self.functions = FunctionTasks(
+            self.plan, self.rank, self._store, self._inputs, data, self.link, examination
+        )
         self.link.is_function = lambda call: self.plan.graph.call(call).op == "function"
         self.link.on_execute = self._inputs.prefetch
         self.link.on_free = self._free

@@ -75,5 +75,22 @@ def response_stats(finished: Sequence[Finished], prefix: str = "") -> Stats:
     }
 
 
+def eval_means(
+    rewards: Sequence[float | None], sources: Sequence[str | None], solved: float = 1.0
+) -> dict[str, list[float]]:
+    """Metrics of an evaluation's rewards, as [sum, count]: the mean reward, the share of samples that solve
+    their problem (a reward of at least `solved`), both also of each source, and the share without a reward
+    (None), which count in no mean."""
+    there = [(reward, source) for reward, source in zip(rewards, sources, strict=True) if reward is not None]
+    found = {"eval/missing": [float(len(rewards) - len(there)), float(len(rewards))]}
+    for source in sorted({None, *(source for _, source in there)}, key=str):
+        mine = [reward for reward, own in there if source in (None, own)]
+        prefix = "eval/" if source is None else f"eval/{source}/"
+        if mine:
+            found[f"{prefix}reward/mean"] = [sum(mine), float(len(mine))]
+            found[f"{prefix}pass@1"] = [float(sum(reward >= solved for reward in mine)), float(len(mine))]
+    return found
+
+
 def _sums(numbers: Sequence[float]) -> list[float]:
     return [sum(numbers), float(len(numbers)), min(numbers), max(numbers)]

@@ -11,7 +11,7 @@ from realflow.engines.lockstep import Arrivals
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call
 from realflow.planfile import Plan
-from realflow.runtime.fields import DataFields
+from realflow.runtime.fields import DataFields, Examination, scene
 from realflow.runtime.hosts import Hosts
 from realflow.runtime.link import MasterLink
 from realflow.runtime.messages import DispatchDone, Drain, Open, SampleReady
@@ -27,10 +27,18 @@ class Streams:
     """Runs the generate dispatches of one worker, on its main thread."""
 
     def __init__(
-        self, plan: Plan, rank: int, hosts: Hosts, store: FieldStore, data: DataFields, link: MasterLink
+        self,
+        plan: Plan,
+        rank: int,
+        hosts: Hosts,
+        store: FieldStore,
+        data: DataFields,
+        link: MasterLink,
+        examination: Examination | None = None,
     ) -> None:
         self._graph, self._rank, self._hosts = plan.graph, rank, hosts
         self._store, self._data, self._link = store, data, link
+        self._examination = examination
         self._cut: dict[int, bool] = {}
         """Prompts that were fed to the dispatch under way, and whether they were cut."""
 
@@ -41,6 +49,9 @@ class Streams:
         the samples.
         """
         call = self._graph.call(opened.call)
+        examines = self._examination is not None and self._examination.has(call)
+        if self._examination is not None:
+            self._hosts.forget_generators(examines)
         engine = self._hosts.generator(call)
         engine.set_version(opened.version)
         arrivals = Arrivals(self._link.stream(opened.dispatch), engine.place.replica, engine.device)
@@ -67,20 +78,20 @@ class Streams:
                     self._link.send(SampleReady(opened.dispatch, self._rank, ids, lengths))
         arrivals.close()
         self._link.close_stream(opened.dispatch)
-        prefix = "" if call == main_rollout(self._graph) else f"{call.name}/"
+        prefix = "" if call == main_rollout(self._graph) else f"{'eval' if examines else call.name}/"
         found = response_stats(stats, prefix)
-        if engine.speaks:
+        if engine.speaks and not examines:
             found |= self._data.lengths.of_prompts(call, self._cut)
         self._link.send(DispatchDone(opened.dispatch, self._rank, stats=found, spans=spans.merged))
 
     def _prompt(self, call: Call, group: int, new: int | None = None) -> Prompt:
-        text = self._data.row(group)[call.reads["prompt"]]
-        spec = self._graph.data
+        graph, data = scene(call, self._graph, self._data, self._examination)
+        text, spec = data.row(group)[call.reads["prompt"]], graph.data
         tokens = encode_prompt(self._hosts.tokenizer(str(call.model)), text, call.chat, spec.system)
         limited = limit_prompt(tokens, spec, group)
         self._cut[group] = len(limited) < len(tokens)
-        first = group * self._graph.samples
-        ids = tuple(range(first, first + self._graph.samples))
+        first = group * graph.samples
+        ids = tuple(range(first, first + graph.samples))
         limits = None if new is None else (new,) * len(ids)
         return Prompt(group, ids, limited, limits, draw_id=self._draw_id(call, group))
 
@@ -88,7 +99,8 @@ class Streams:
         """The id under which the data has the first sample of a prompt drawn; None where it has none."""
         if "draw_id" not in call.reads:
             return None
-        found = self._data.row(group)[call.reads["draw_id"]]
+        _, data = scene(call, self._graph, self._data, self._examination)
+        found = data.row(group)[call.reads["draw_id"]]
         if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < MOST_DRAW_ID:
             message = f"prompt {group}: found the draw_id {found!r}, expected a whole number from 0 to 2**62"
             raise InputError(Problem(message, where="data.fields.draw_id"))

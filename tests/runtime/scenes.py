@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from realflow.graph.evaluate import EVAL, SCORE
 from realflow.graph.refill import REFILL
 from realflow.graph.types import (
     Call,
     DataSpec,
+    Evaluate,
     FieldUse,
     FunctionDecl,
     Graph,
@@ -57,6 +59,8 @@ def grpo(
     keeps: int | None = None,
     refill: int | None = None,
     graded: str | None = None,
+    examine: int | None = None,
+    keep_best: bool = False,
 ) -> Graph:
     """rollout -> reward -> credit -> train, with a reference model.
 
@@ -65,7 +69,8 @@ def grpo(
     before everything else; `train_every` that of training. `probe` is the model of a call of that name
     that infers on the rollout's tokens, and whose results nobody reads. `keeps` is the period of a call
     `adapt` that keeps, from step to step, in which steps it has run. `refill` is in how many rounds groups
-    may be replaced, by their rewards and, where `graded` names a model, by what it infers too.
+    may be replaced, by their rewards and, where `graded` names a model, by what it infers too. `examine`
+    is the period of an evaluation of 5 prompts with 3 samples each, with `keep_best`.
     """
     tokens, logprobs = GENERATED[0], GENERATED[1]
     rewards = FieldUse("rewards", "rewards", "sample", "float")
@@ -113,7 +118,9 @@ def grpo(
         more = {"scope": "batch", "every": keeps, "state": {"steps": []}}
         calls.append(_call("adapt", "function", (rewards,), (coef,), **more))
     written = {call.writes[use.name]: use for call in calls for use in call.decl.writes}
+    spec = None if examine is None else Evaluate(examine, keep_best, _examination(steps))
     return Graph(
+        evaluate=spec,
         name="scene",
         models={
             "actor": ModelSpec("actor", "tiny", optimizer=OptimizerSpec()),
@@ -126,6 +133,25 @@ def grpo(
         samples=samples,
         extents={field: use.extent for field, use in written.items()},
         dtypes={field: use.dtype for field, use in written.items()},
+    )
+
+
+def _examination(steps: int) -> Graph:
+    draws = _call(EVAL, "generate", (), GENERATED, renamed=f"{EVAL}.{{}}", model="actor", samples=3,
+                  sampling=Sampling(8))  # fmt: skip
+    said = FieldUse("completion", f"{EVAL}.completion", "sample", "text")
+    scores = _call(SCORE, "function", (said,), ())
+    fields = {draws.writes[use.name]: use for use in GENERATED}
+    return Graph(
+        name="scene",
+        models={"actor": ModelSpec("actor", "tiny")},
+        data=DataSpec("jsonl", {"prompt": "prompt"}),
+        calls=(draws, scores),
+        steps=steps,
+        prompts=5,
+        samples=3,
+        extents={field: use.extent for field, use in fields.items()},
+        dtypes={field: use.dtype for field, use in fields.items()},
     )
 
 

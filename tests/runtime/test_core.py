@@ -131,7 +131,7 @@ class Workers:
                     if key in self.drained:
                         possible.append(DispatchDone(head.dispatch, rank))
                 elif self.feeds[key]:
-                    n = self.plan.graph.samples
+                    n = self.plan.graph.call(head.call).samples
                     group = self.feeds[key][0]
                     ids = list(range(group * n, group * n + n))
                     lengths = [self.length(head.call, s) for s in ids]

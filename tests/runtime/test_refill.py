@@ -144,7 +144,7 @@ def test_nothing_kept_is_an_error() -> None:
     graph = grpo(steps=1, refill=2, minibatches=2)
     text = failure(graph, lambda group: True)
     assert "has dropped every group of 16 samples in 2 rounds" in text and "refill.most (it is 2)" in text
-    text = failure(replace(graph, samples=1), lambda group: group != 0)
+    text = failure(grpo(steps=1, refill=2, samples=1), lambda group: group != 0)
     assert "has kept 1 of 7 samples in 2 rounds, too few for 2 minibatches" in text
 
 

@@ -1,4 +1,5 @@
-"""Steps that are not all alike, for real: groups that are replaced, stages, and a function that keeps state.
+"""Steps that are not all alike, for real: groups that are replaced, stages, a function that keeps state, and
+evaluations in between.
 
 The same samples and the same weights under any layout, and when a run goes on from a checkpoint.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from realflow.api import plan
 from realflow.graph import load_graph
 from realflow.launch.local import supervise
 from realflow.observe.metrics import read_metrics
+from realflow.runtime.best import read_best
 
 FUNCTIONS = """\
 import torch
@@ -47,6 +50,20 @@ def baseline(rewards, *, state, rate=0.5):
         "metrics": {"baseline": mean, "baseline/steps": state["steps"] + 1},
     }
 """
+EVALUATE = """\
+evaluate:
+  every: 2 steps
+  data:
+    source: jsonl
+    path: {path}
+    fields: {{prompt: prompt, answer: answer, source: kind}}
+    batch: 5 prompts
+  samples: 3
+  temperature: 0.5
+  reward: {{use: "my_rewards:letters"}}
+  keep_best: true
+"""
+TOLD = ("refill/", "baseline", "eval/reward", "eval/a/", "eval/response")
 LAYOUTS = [{"rollout": "d2", "train": "d2", "ref": "d2"}, {"rollout": "p2", "train": "t2", "ref": "d1@1"}]
 
 
@@ -58,7 +75,9 @@ def uneven_graph(folder: Path) -> Path:
                         '    refill: {use: "uneven:decide", most: 3}\n')  # fmt: skip
     text = text.replace("    use: advantages.grpo\n", '    use: "uneven:baseline"\n')
     assert "refill" in text and "baseline" in text
-    path.write_text(text)
+    rows = [{"prompt": f"{i}-{i}=", "answer": "0", "kind": "ab"[i % 2]} for i in range(5)]
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(text + EVALUATE.format(path=folder / "held.jsonl"))
     return path
 
 
@@ -90,6 +109,32 @@ def test_what_a_run_tells(whole: tuple[Path, Path]) -> None:
     assert sorted(groups[0] | groups[1])[0] >= 0 and max(groups[0]) < min(groups[1])
 
 
+def test_what_evaluations_tell(whole: tuple[Path, Path]) -> None:
+    _, run_dir = whole
+    told = [{k: v for k, v in row.items() if k.startswith("eval/")} for row in read_metrics(run_dir)]
+    assert [bool(row) for row in told] == [False, True, False, True]
+    for row in (told[1], told[3]):
+        a, b, whole_mean = (row[f"eval/{part}reward/mean"] for part in ("a/", "b/", ""))
+        assert whole_mean == pytest.approx((3 * a + 2 * b) / 5), "5 prompts, of which 3 are of source a"
+        assert row["eval/missing"] == 0 and 0 <= row["eval/pass@1"] <= 1
+        assert 1 <= row["eval/response_length/mean"] <= 8
+    rewards = {step + 1: told[step]["eval/reward/mean"] for step in (1, 3)}
+    best = max(rewards, key=lambda step: (rewards[step], -step))
+    assert read_best(run_dir) == (best, rewards[best])
+    checkpoints = run_dir / "checkpoints"
+    ours, theirs = checkpoints / "best", checkpoints / f"step-{best:06d}"
+    assert (ours / "cursor.json").read_text() == (theirs / "cursor.json").read_text()
+    assert (ours / "actor" / "config.json").exists()
+
+
+@pytest.mark.full
+def test_evaluations_change_nothing(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, reference = whole
+    plain = replace(load_graph(graph, ["steps=4"]), evaluate=None)
+    supervise(plan(plain, devices=1, layouts="d1"), tmp_path / "run", quiet=True)
+    same(tmp_path / "run", reference, ("refill/", "baseline"))
+
+
 def carried(run_dir: Path, step: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         (run_dir / "checkpoints" / f"step-{step:06d}" / "cursor.json").read_text()
@@ -116,13 +161,13 @@ def test_a_run_goes_on(whole: tuple[Path, Path], tmp_path: Path, layouts: dict[s
     same(run_dir, reference)
 
 
-def same(run_dir: Path, reference: Path) -> None:
+def same(run_dir: Path, reference: Path, names: tuple[str, ...] = TOLD) -> None:
     ours, theirs = samples(run_dir), samples(reference)
     for name in ("completion", "rewards", "group_id", "step"):
         assert {s: row[name] for s, row in ours.items()} == {s: row[name] for s, row in theirs.items()}
     assert close(weights(run_dir, 4), weights(reference, 4), weights(reference, 2)) > 1e-3
     told = [
-        {name: value for name, value in row.items() if name.startswith(("refill/", "baseline"))}
+        {name: value for name, value in row.items() if name.startswith(names)}
         for row in (*read_metrics(run_dir), *read_metrics(reference))
     ]
     assert len(told) == 8 and told[:4] == [pytest.approx(row) for row in told[4:]]
