@@ -1,6 +1,6 @@
 """Rows that differ in a column, and the part of them that is held out.
 
-Costs a pass over all rows when the data is opened (rows that are equal are read twice), about 40 bytes a row
+Costs a pass over all rows when the data is opened (rows that are equal are read twice), about 50 bytes a row
 while it lasts, and then 8 bytes for each row that is kept.
 """
 

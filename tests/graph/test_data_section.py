@@ -64,6 +64,17 @@ def test_the_name_of_the_source_is_a_field_for_calls() -> None:
     assert graph.extents["source"] == "prompt"
 
 
+def test_a_reward_in_verls_signature_is_told_the_source(tmp_path: Path) -> None:
+    (tmp_path / "verls_own.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1.0\n"
+    )
+    path = tmp_path / "mixed.yaml"
+    sources = SOURCES[: SOURCES.index("  - {source: jsonl")] + "  - {source: reasoning_gym, task: gcd}\n"
+    reads = 'use: "verls_own:compute_score", reads: {data_source: source}'
+    path.write_text(HEAD + sources + CALLS.replace("use: rewards.last_number", reads))
+    assert load_graph(path).call("reward").reads["data_source"] == "source"
+
+
 def test_sources_in_words() -> None:
     graph = read(SOURCES)
     assert "the sources (67% chain_sum, 22% math, 11% saved) are opened" in explain_batch(graph)

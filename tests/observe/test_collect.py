@@ -41,6 +41,15 @@ def test_ranks_and_pieces_are_merged() -> None:
     assert metrics["perf/idle_fraction"] == pytest.approx(0.5)
 
 
+def test_texts_that_were_too_long_are_added_up() -> None:
+    collector = Collector(grpo(), {})
+    for rank, numbers in enumerate([[2.0, 6.0, 0.0, 1.0], [1.0, 6.0, 0.0, 1.0]]):
+        collector.add(0, "rollout", DispatchDone("rollout@0", rank, {"data/dropped": numbers}))
+    metrics = collector.finish(0, 0.0, 1.0)
+    assert (metrics["data/dropped"], metrics["data/dropped_ratio"]) == (3.0, 0.25)
+    assert "data/dropped/mean" not in metrics
+
+
 def test_what_follows_at_the_end_of_a_step_counts_for_it() -> None:
     """Its bytes and seconds; the time that it takes of the next step's is that one's."""
     collector = Collector(grpo(), {})
