@@ -107,7 +107,7 @@ class Objective:
             arguments[parameter] = value
         wanted = inspect.signature(self.loss).parameters
         known = {**outputs, "mask": part.mask.to(device), "lengths": batch.lengths.to(device)}
-        arguments.update({name: value for name, value in known.items() if name in wanted})
+        arguments.update({k: v for k, v in known.items() if k in wanted and k not in self.reads})
         return arguments
 
 
