@@ -23,7 +23,7 @@ from realflow.errors import InputError, Problem, RunError
 from realflow.graph.schema import nearest
 
 HELD_BYTES = 64 << 20
-"""Decoded parquet that is kept in memory; what goes beyond lies in a temporary file."""
+"""Decoded parquet of a source that is kept in memory; what goes beyond lies in a temporary file."""
 
 BATCH_ROWS = 1024
 
@@ -131,10 +131,11 @@ class ParquetRows:
 
     A row group is decoded when the first of its rows is asked for, in pieces, and never again: what goes
     beyond `HELD_BYTES` is written to a temporary file (in `TMPDIR`, as large as the rows that were read
-    so far, without a name, so that it is gone when the process ends).
+    so far, without a name, so that it is gone when the process ends). `files` are read beside each other, and
+    share what is kept in memory.
     """
 
-    def __init__(self, path: Path, size: int | None, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, size: int | None, columns: Sequence[str], files: int = 1) -> None:
         self._path, arrow = path, need_arrow("parquet")
         parquet = importlib.import_module("pyarrow.parquet")
         try:
@@ -151,7 +152,7 @@ class ParquetRows:
         for group in range(metadata.num_row_groups):
             self._first.append(self._first[-1] + metadata.row_group(group).num_rows)
         self._size = self._first[-1] if size is None else min(size, self._first[-1])
-        self._store = _Store()
+        self._store = _Store(HELD_BYTES // files)
         self._groups: dict[int, tuple[int, array[int]]] = {}
         """Row group -> its first batch in the store, and the first row of each batch."""
         self._lock = Lock()
@@ -221,11 +222,11 @@ def _decoded(batch: Any) -> Any:
 
 
 class _Store:
-    """Record batches of one schema by their number: the first ones in memory, the others in a file."""
+    """Record batches of one schema by their number: the first `most` bytes in memory, then in a file."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self._held: list[Any] = []
-        self._bytes, self._schema = 0, None
+        self._bytes, self._most, self._schema = 0, most, None
         self._file: Any = None
         self._places = array("Q", [0])
         self._ipc = importlib.import_module("pyarrow.ipc")
@@ -237,7 +238,7 @@ class _Store:
     def add(self, batch: Any) -> None:
         """The next batch. Raises RunError where the temporary file cannot be written."""
         self._schema = batch.schema
-        if self._file is None and self._bytes + batch.nbytes <= HELD_BYTES:
+        if self._file is None and self._bytes + batch.nbytes <= self._most:
             self._bytes += batch.nbytes
             self._held.append(batch)
             return

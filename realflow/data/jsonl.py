@@ -15,7 +15,7 @@ from realflow.errors import InputError, Problem
 
 CHECKED_BYTES = 64 << 20
 """Lines that begin within so many bytes are parsed when the file is opened, so that a broken one is found
-before a run; those behind are parsed when they are read."""
+before a run; those behind are parsed when they are read. Several files share them, as they do `MARKS`."""
 
 MARKS = 1 << 20
 """So many places in the file are held at most (8 bytes each): of each line, and in a longer file of each
@@ -32,11 +32,12 @@ class JsonlRows:
     """Rows of a jsonl file; blank lines are skipped.
 
     Opening reads the file once, a gigabyte in about a second, and keeps where every `stride`-th line
-    begins: at most 8 MiB for a file of any size, and nothing of the file itself.
+    begins: at most 8 MiB for a file of any size, and nothing of the file itself. `files` are read beside
+    each other, and share that.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, size: int | None = None, files: int = 1) -> None:
+        self.path, self._checked = path, CHECKED_BYTES // files
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -47,7 +48,7 @@ class JsonlRows:
             raise InputError(
                 Problem("the file is empty; expected a JSON object on each line", file=str(path))
             )
-        marks = _Marks(size)
+        marks = _Marks(size, max(1, MARKS // files))
         self._scan(marks)
         self._marks, self._stride = marks.places[: marks.kept].copy(), marks.stride
         self._size = marks.lines
@@ -126,7 +127,7 @@ class JsonlRows:
         """Parse the lines near the beginning, and report those that are broken together."""
         problems: list[Problem] = []
         for start, line in islice(self._lines(int(self._marks[0]), _CHUNK), self._size):
-            if start >= CHECKED_BYTES or len(problems) >= 20:
+            if start >= self._checked or len(problems) >= 20:
                 break
             try:
                 self._parse(line, start)
@@ -161,11 +162,11 @@ class JsonlRows:
 
 
 class _Marks:
-    """Where every `stride`-th line begins, of at most `size` lines (None: of all)."""
+    """Where every `stride`-th line begins, at most `most` of them, of at most `size` lines (None: of all)."""
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, most: int) -> None:
         self.places = np.empty(1024, np.uint64)
-        self.kept, self.stride, self.lines, self._size = 0, 1, 0, size
+        self.kept, self.stride, self.lines, self._size, self._most = 0, 1, 0, size, most
 
     @property
     def full(self) -> bool:
@@ -179,7 +180,7 @@ class _Marks:
         first = -self.lines % self.stride
         self._append(starts[first :: self.stride])
         self.lines += len(starts)
-        while self.kept > MARKS:
+        while self.kept > self._most:
             self.places, self.stride = self.places[: self.kept : 2].copy(), 2 * self.stride
             self.kept = len(self.places)
 

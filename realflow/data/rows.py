@@ -32,7 +32,9 @@ def open_rows(spec: DataSpec, seed: int, base: Path | None) -> Rows:
     openers: dict[str, Callable[[], Rows]] = {
         "reasoning_gym": lambda: _reasoning_gym_rows(spec, seed),
         "jsonl": lambda: _joined(spec, base, JsonlRows),
-        "parquet": lambda: _joined(spec, base, lambda path, size: ParquetRows(path, size, _columns(spec))),
+        "parquet": lambda: _joined(
+            spec, base, lambda path, size, files: ParquetRows(path, size, _columns(spec), files)
+        ),
         "hf": lambda: saved_rows(_path(spec, base), spec.split_name, spec.size, _columns(spec)),
     }
     if spec.source not in openers:
@@ -77,7 +79,7 @@ def _path(spec: DataSpec, base: Path | None) -> Path:
     return path if base is None else base / path
 
 
-def _joined(spec: DataSpec, base: Path | None, open_one: Callable[[Path, int | None], Rows]) -> Rows:
+def _joined(spec: DataSpec, base: Path | None, open_one: Callable[[Path, int | None, int], Rows]) -> Rows:
     """The rows of the file that the path names, or of all files that it is the pattern of, in the order
     of their names."""
     path = _path(spec, base)
@@ -89,7 +91,7 @@ def _joined(spec: DataSpec, base: Path | None, open_one: Callable[[Path, int | N
         raise InputError(Problem(f"no such file: {wrong}", where="data.path"))
     left, parts = spec.size, list[Rows]()
     for found in paths:
-        parts.append(open_one(found, left))
+        parts.append(open_one(found, left, len(paths)))
         left = None if left is None else left - len(parts[-1])
         if left == 0:
             break

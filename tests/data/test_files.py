@@ -150,6 +150,20 @@ def test_parquet_that_ends_in_the_middle(tmp_path):
         rows[0]
 
 
+def test_several_files_share_what_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MARKS", 30)
+    monkeypatch.setattr(jsonl, "CHECKED_BYTES", 300)
+    monkeypatch.setattr(arrow, "HELD_BYTES", 3000)
+    for part in range(3):
+        (tmp_path / f"{part}.jsonl").write_text('{"x": 1}\n' * 80)
+        pq.write_table(pa.table({"x": list(range(500))}), tmp_path / f"{part}.parquet", row_group_size=100)
+    lines = open_rows(DataSpec("jsonl", {"x": "x"}, path="*.jsonl"), 1, tmp_path)
+    assert [(len(part._marks), part._stride, part._checked) for part in lines._parts] == [(10, 8, 100)] * 3
+    table = open_rows(DataSpec("parquet", {"x": "x"}, path="*.parquet"), 1, tmp_path)
+    assert [table[i]["x"] for i in range(1500)] == [*range(500)] * 3
+    assert all(0 < part._store._bytes <= 1000 and part._store._file for part in table._parts)
+
+
 def test_several_files_by_a_pattern(tmp_path):
     for name, start in (("b-1", 3), ("b-0", 0), ("c", 100)):
         (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"x": {start + i}}}\n' for i in range(3)))
