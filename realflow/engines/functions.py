@@ -25,7 +25,7 @@ from realflow.errors import RealFlowError, RunError
 from realflow.graph.builtins import BUILTINS
 from realflow.graph.functions import load_function
 from realflow.graph.types import Call, Dtype, Extent, FieldUse
-from realflow.rewards import adapt
+from realflow.rewards import MODULES, adapt
 
 
 class FunctionError(RunError):
@@ -63,7 +63,7 @@ def load_callable(use: str, base: Path | None = None) -> Callable[..., Any]:
     if use not in BUILTINS or "." not in use:
         return load_function(use, base)
     room, _, name = use.partition(".")
-    module = "realflow.rewards.builtin" if room == "rewards" else f"realflow.algorithms.{room}"
+    module = f"realflow.rewards.{MODULES[name]}" if room == "rewards" else f"realflow.algorithms.{room}"
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
 

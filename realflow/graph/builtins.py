@@ -12,6 +12,7 @@ from typing import Any
 from realflow.errors import InputError
 from realflow.graph.creditdecls import CREDIT
 from realflow.graph.lossdecls import LOSSES
+from realflow.graph.rewarddecls import REWARDS
 from realflow.graph.types import FieldUse, FunctionDecl, Kind, Range, Scope
 
 _SHARE = Range(least=0, most=1)
@@ -76,6 +77,16 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
         for decl in (
             _declare("rewards.last_number", "function", _ANSWERED, _REWARDS),
             _declare("rewards.boxed", "function", _ANSWERED, _REWARDS),
+            *REWARDS,
+            _declare(
+                "rewards.math",
+                "function",
+                _ANSWERED,
+                _REWARDS,
+                options={"seconds": 5.0, "workers": 1, "on_timeout": "missing"},
+                choices={"on_timeout": ("missing", "wrong", "error")},
+                ranges={"seconds": Range(above=0), "workers": Range(least=1)},
+            ),
             *CREDIT,
             _declare(
                 "masks.m2po",
