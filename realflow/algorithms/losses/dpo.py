@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -9,6 +12,8 @@ from realflow.algorithms.losses.pairs import pair_places, pair_tokens
 from realflow.algorithms.losses.parts import given, masked, sample_sums
 from realflow.algorithms.terms import LossTerms
 from realflow.graph.builtins import check_options
+
+Put = Callable[[torch.Tensor], torch.Tensor]
 
 
 def dpo(
@@ -55,22 +60,6 @@ def ipo(
     return LossTerms(put((good - bad - 1.0 / (2.0 * beta)).square()), _metrics(beta * good, beta * bad, put))
 
 
-class _Put:
-    """Puts a value of each pair on the tokens of both of its samples."""
-
-    def __init__(
-        self,
-        places: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor,
-        lengths: torch.Tensor,
-        dtype: torch.dtype,
-    ) -> None:
-        self._places, self._mask, self._lengths, self._dtype = places, mask, lengths, dtype
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        return pair_tokens(values, self._places, self._mask, self._lengths, self._dtype)
-
-
 def _log_ratios(
     logprobs: torch.Tensor,
     ref_logprobs: torch.Tensor,
@@ -80,17 +69,19 @@ def _log_ratios(
     chosen: torch.Tensor,
     *,
     mean: bool,
-) -> tuple[torch.Tensor, torch.Tensor, _Put]:
-    """Of each pair the sums (or means) of log ratios to the reference: chosen, rejected (float64 [G])."""
+) -> tuple[torch.Tensor, torch.Tensor, Put]:
+    """Of each pair the sums (or means) of log ratios to the reference: chosen, rejected (float64 [G]); and
+    what puts a value of each pair on its tokens."""
     now = masked(logprobs, mask)
     places = pair_places(group_ids, chosen)
     ratios = sample_sums(now - given(ref_logprobs, now, mask), lengths)
     if mean:
         ratios = ratios / sample_sums(mask, lengths).clamp(min=1)
-    return ratios[places[0]], ratios[places[1]], _Put(places, mask, lengths, now.dtype)
+    put = partial(pair_tokens, places=places, mask=mask, lengths=lengths, dtype=now.dtype)
+    return ratios[places[0]], ratios[places[1]], put
 
 
-def _metrics(good: torch.Tensor, bad: torch.Tensor, put: _Put) -> dict[str, torch.Tensor]:
+def _metrics(good: torch.Tensor, bad: torch.Tensor, put: Put) -> dict[str, torch.Tensor]:
     good, bad = good.detach(), bad.detach()
     return {
         "accuracy": put((good > bad).double()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -29,9 +31,7 @@ def reward_model(
     places = pair_places(group_ids, chosen)
     good, bad = numbers[places[0]], numbers[places[1]]
 
-    def put(values: torch.Tensor) -> torch.Tensor:
-        return pair_tokens(values, places, mask, lengths, scores.dtype)
-
+    put = partial(pair_tokens, places=places, mask=mask, lengths=lengths, dtype=scores.dtype)
     metrics = {
         "accuracy": put((good > bad).double()),
         "margin": put((good - bad).detach()),
