@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from realflow.algorithms.running import adaptive_kl, normalise_returns
 from realflow.errors import InputError
+from realflow.graph import find_graph, load_graph
 
 LENGTHS = torch.tensor([3, 0, 2])
 MASK = torch.tensor([False, True, True, True, False])
@@ -103,3 +104,14 @@ def test_options_out_of_range() -> None:
         kl_step(0.1, 0.1, target=0.0)
     with pytest.raises(InputError, match="beta must be"):
         normalise_returns(torch.ones(2), state=START, beta=1.5)
+
+
+def test_credit_reads_what_they_write() -> None:
+    """In the graph of PPO, with a call for each."""
+    calls = "  {}:\n    op: function\n    use: {}\n\n".format
+    text = find_graph("ppo").read_text()
+    more = calls("adapt", "running.adaptive_kl") + calls("scale", "running.normalise_returns")
+    plain, graph = load_graph(text), load_graph(text.replace("  credit:", f"{more}  credit:"))
+    fields = {"kl_coef", "return_mean", "return_std"}
+    assert fields <= set(graph.call("credit").reads.values())
+    assert not fields & set(plain.call("credit").reads.values())

@@ -71,6 +71,8 @@ def test_what_a_graph_says_is_read_and_written_back(folder: Path) -> None:
     }  # fmt: skip
     renamed = load(folder, "{use: refill_deciders:late, reads: {advantages: rewards}}")
     assert load_graph(graph_to_mapping(renamed)) == renamed
+    shipped = load(folder, "{use: select.mixed}")
+    assert load_graph(graph_to_mapping(shipped)) == shipped
     plain = refilled(load_graph(find_graph("grpo")).calls)
     assert plain is None, "the control"
 

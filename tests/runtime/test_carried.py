@@ -22,7 +22,7 @@ from realflow.runtime.events import Finished, Prepare, Saved, To
 from realflow.runtime.messages import Execute, Ready
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**9),
     where=st.sampled_from(PLACES[:5]),

@@ -23,7 +23,7 @@ from realflow.runtime.readiness import active_calls, main_rollout
 from realflow.runtime.stats import eval_means
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**9),
     where=st.sampled_from(PLACES),

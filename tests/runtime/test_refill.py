@@ -65,7 +65,7 @@ def seen_by(workers: Workers) -> dict[str, dict[int, list[int]]]:
     return {call: {step: sorted(ids) for step, ids in found.items()} for call, found in seen.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**9),
     where=st.sampled_from(PLACES),

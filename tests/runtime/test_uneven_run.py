@@ -172,3 +172,5 @@ def same(run_dir: Path, reference: Path, names: tuple[str, ...] = TOLD) -> None:
     ]
     assert len(told) == 8 and told[:4] == [pytest.approx(row) for row in told[4:]]
     assert carried(run_dir, 4)["next_prompt"] == carried(reference, 4)["next_prompt"]
+    if names == TOLD:
+        assert read_best(run_dir) == pytest.approx(read_best(reference))
