@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from realflow.graph.datasection import source_line
+from realflow.graph.datamapping import source_line
 from realflow.graph.layered import Layered, Point, arrange
 from realflow.graph.types import Call, Graph
 from realflow.graph.words import explain_batch

@@ -21,7 +21,8 @@ from typing import Any
 from realflow.graph.builtins import GENERATE
 from realflow.graph.calls import read_options, read_use
 from realflow.graph.check import Column, mismatch
-from realflow.graph.datasection import data_to_mapping, read_data
+from realflow.graph.datamapping import data_to_mapping
+from realflow.graph.datasection import read_data
 from realflow.graph.schema import FLAG, SECONDS, STEPS, Section, named, nearest, number, whole
 from realflow.graph.types import Call, DataSpec, Evaluate, FieldUse, FunctionDecl, Graph, Sampling
 

@@ -10,7 +10,8 @@ from typing import Any
 from realflow.errors import InputError, Problem
 from realflow.graph.calls import read_calls
 from realflow.graph.check import wire
-from realflow.graph.datasection import check_data_path, data_to_mapping, read_data
+from realflow.graph.datamapping import data_to_mapping
+from realflow.graph.datasection import check_data_path, read_data
 from realflow.graph.evaluate import evaluate_to_mapping, read_evaluate
 from realflow.graph.filekinds import refuse_other
 from realflow.graph.follows import check_follows

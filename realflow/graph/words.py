@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from realflow.graph.datasection import source_line
+from realflow.graph.datamapping import source_line
 from realflow.graph.gymtasks import OTHER_ROWS, ROWS
 from realflow.graph.types import Call, DataSpec, Evaluate, Graph
 
