@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from realflow import api
 from realflow.commands.common import AddCommand, layout_arguments, say
 from realflow.errors import InputError, Problem, RunError
 from realflow.graph import find_graph, shipped_graphs
-from realflow.models.paths import is_model, resolve_model
 from realflow.planfile import check_runnable
 
 if TYPE_CHECKING:
@@ -109,6 +108,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """Evaluate a model or a graph; print the table and say where it is."""
     from realflow.evaluation.folder import Folder, read_samples
     from realflow.evaluation.graphs import drawing, settings
+    from realflow.evaluation.models import weights
     from realflow.evaluation.problems import read_problems
 
     if args.limit < 0:
@@ -130,7 +130,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     folder = Folder(Path(args.output) if args.output else Path("evaluations") / _title(args))
     with _owned(folder.path):
         folder.begin(
-            kept | {"weights": _weights(asked.graph)}, problems, samples=asked.samples, seed=asked.seed
+            kept | {"weights": weights(asked.graph)}, problems, samples=asked.samples, seed=asked.seed
         )
         for greedy in kinds:
             _draw(folder, asked, problems, args, greedy=greedy)
@@ -141,6 +141,7 @@ def _asked(args: argparse.Namespace) -> Asked:
     """The graph, with what the options say."""
     from realflow.evaluation.formats import Wishes, open_format
     from realflow.evaluation.graphs import ask
+    from realflow.evaluation.models import model_folder
 
     name = args.what
     own = Path(name).suffix in (".yaml", ".yml") or name in shipped_graphs()
@@ -196,48 +197,11 @@ def _ks(text: str | None, samples: int) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def model_folder(name: str) -> str:
-    """The model that is meant: of a run's folder the newest checkpoint, of a checkpoint the model in it.
-
-    What is no folder of this machine is a name or a hub id, and stays as it is. Raises InputError where a
-    checkpoint holds several models, or none.
-    """
-    from realflow.runtime.directory import checkpoints
-
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return name
-    if is_model(folder):
-        return str(folder.resolve())
-    if (folder / "checkpoints").is_dir():
-        found = checkpoints(folder)
-        if not found:
-            raise InputError(Problem("the run has no checkpoint yet", file=name))
-        folder = found[-1]
-    models = sorted(path for path in folder.iterdir() if is_model(path))
-    if len(models) == 1:
-        return str(models[0].resolve())
-    if not models:
-        return name  # what finds models says what it expects
-    names = ", ".join(str(path) for path in models)
-    raise InputError(Problem(f"there are several models in it; name one of {names}", file=name))
-
-
 def _title(args: argparse.Namespace) -> str:
     """What an evaluation is called: its model, and its problems where they are named."""
     parts = [part for part in Path(args.what).parts if part not in (".", "..", "/", "runs", "checkpoints")]
     model = "-".join(parts[-3:]).removesuffix(".yaml")
     return "-".join([model, *(Path(data).stem for data in args.data)])
-
-
-def _weights(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """The files of each model: their sizes and when they were written."""
-    found: dict[str, Any] = {}
-    for name, model in graph["models"].items():
-        folder = resolve_model(model["path"])
-        files = sorted({*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")})
-        found[name] = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    return found
 
 
 def _owned(path: Path) -> Any:

@@ -23,7 +23,7 @@ from realflow.errors import RunError
 from realflow.graph import load_graph
 from realflow.planfile import Plan, read_plan
 
-COMMANDS = ("check", "draw", "graphs", "plan", "explain", "run", "report", "models", "profile")
+COMMANDS = ("check", "draw", "graphs", "plan", "explain", "run", "evaluate", "report", "models", "profile")
 pytestmark = pytest.mark.usefixtures("model_cache")
 
 

@@ -205,7 +205,8 @@ def test_a_graph_of_the_users(capsys: pytest.CaptureFixture[str], launcher: Laun
     )
     Path("mine/own.yaml").write_text(
         "name: own\nmodels: {m: {path: small-llama}}\nsteps: 5\nseed: 3\n"
-        "data: {source: jsonl, path: p.jsonl, fields: {prompt: q, answer: a, id: name}, max_length: 99, system: Sir}\n"
+        "data: {source: jsonl, path: p.jsonl, fields: {prompt: q, answer: a, id: name}, max_length: 99,\n"
+        "  system: Be brief.}\n"
         "calls:\n"
         "  say: {model: m, op: generate, batch: 2 prompts, samples: 2, max_new_tokens: 5, temperature: 0.5}\n"
         "  judge: {op: function, use: 'judge:exact'}\n"
@@ -218,7 +219,7 @@ def test_a_graph_of_the_users(capsys: pytest.CaptureFixture[str], launcher: Laun
     assert (graph.prompts, graph.samples, graph.steps, graph.seed) == (2, 2, 1, 3)
     assert (
         graph.data.prompt_tokens == 99
-        and graph.data.system == "Sir"
+        and graph.data.system == "Be brief."
         and graph.calls[1].decl.name == "judge:exact"
     )
     assert Path(graph.folder) == Path("mine").resolve()
