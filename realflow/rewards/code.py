@@ -49,9 +49,7 @@ def code(
         if program is None:
             return None
         return patient(
-            lambda: run_tests(
-                program, wanted, limits, partial=partial, tolerance=tolerance, walls=walls
-            )
+            lambda: run_tests(program, wanted, limits, partial=partial, tolerance=tolerance, walls=walls)
         )
 
     rows = list(zip(completion, tests, strict=True))

@@ -68,7 +68,7 @@ VALUES = {
     "chosen": torch.tensor([True, False]),
     # Rewards of texts: of none, since it is their options that are asked about.
     **dict.fromkeys(
-        ["completion", "answer", "tests", "prompt", "test", "entry_point", "numbers", "target", "entry"], []
+        ["completion", "answer", "tests", "prompt", "test", "entry_point", "numbers", "target", "entry"], ()
     ),
 }
 

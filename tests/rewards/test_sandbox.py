@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -12,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from walls import walls_of
+from walls import problem, walls_of
 
 from realflow.errors import InputError
 from realflow.graph import load_graph
 from realflow.models.fitting import check_fitting
-from realflow.rewards.sandbox import Limits, Sandbox, SandboxError, Walls, ability, run_program
+from realflow.rewards.sandbox import Limits, Sandbox, SandboxError, Walls, ability, run_program, run_tests
 from realflow.rewards.sandbox.inside import callfilter
 from realflow.rewards.sandbox.process import Contained
 
@@ -80,6 +81,16 @@ def test_folders_are_cleared_away(way, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_descriptor_is_left_open():
+    walls = Sandbox.required()
+    run_program("1", walls=walls)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        run_program("1/0", walls=walls)
+        run_tests("f = 1", ["assert f == 1"], walls=walls)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 @WAYS
 def test_programs_end_with_the_process_that_started_them(way, tmp_path):
     """Killed outright, in the middle of a run: nothing of the program goes on."""
@@ -88,7 +99,7 @@ def test_programs_end_with_the_process_that_started_them(way, tmp_path):
         "from realflow.rewards.sandbox import *\n"
         f"run_program('import time; time.sleep(600)', limits=Limits(seconds=300), walls={walls!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", start])
+    process = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
         assert until(lambda: len(below(process.pid)) >= 2)
         jails = below(process.pid)
@@ -98,6 +109,7 @@ def test_programs_end_with_the_process_that_started_them(way, tmp_path):
         process.kill()
         process.wait()
     assert until(lambda: not any(alive(pid) for pid in jails)), jails
+    assert way == "landlock" or not list(tmp_path.iterdir())
 
 
 def until(holds, seconds=20.0):
@@ -176,30 +188,55 @@ def test_graphs_that_run_programs_are_refused_there(without_walls, tmp_path):
     check_fitting(others)
 
 
-@pytest.mark.parametrize("command", ["check", "plan", "run"])
-def test_commands_refuse(command, without_walls, tmp_path, monkeypatch, capsys, small_model):
+FULL = pytest.mark.full  # these need a model
+
+
+@pytest.mark.parametrize(
+    "command", ["check", pytest.param("plan", marks=FULL), pytest.param("run", marks=FULL)]
+)
+def test_commands_refuse(command, without_walls, tmp_path, monkeypatch, capsys):
     from realflow.cli import main
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "graph.yaml").write_text(GRAPH.replace("somewhere", str(small_model)))
+    (tmp_path / "graph.yaml").write_text(GRAPH)
+    if command != "check":
+        from tiny import tiny_model
+
+        tiny_model(tmp_path / "somewhere")
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "tests": "assert f"}\n' * 4)
-    code = main([command, "graph.yaml"])
-    assert code == 2
-    assert "rewards that run code need a sandbox" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory):
-    from tiny import tiny_model
-
-    folder = tmp_path_factory.mktemp("model")
-    found = tiny_model(folder)
-    return found if isinstance(found, str | Path) else folder
+    assert main([command, "graph.yaml"]) == 2
+    assert "calls.reward.use: rewards that run code need a sandbox" in capsys.readouterr().err
 
 
 def test_walls_that_cannot_be_built_are_an_error():
     with pytest.raises(SandboxError, match="could not be"):
         run_program("print(1)", limits=replace(Limits(), files=-1), walls=Walls("namespaces", 12345678901))
+
+
+AS_ANOTHER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from realflow.rewards.sandbox import ability
+print(json.dumps({walls.way: ability.trial(walls) for walls in ability.ways()}))
+"""
+
+
+def test_an_ordinary_user_can_contain_programs_too():
+    """Where this process is root's: the same trial by a user who has no rights at all."""
+    python = "/usr/bin/python3"
+    if os.geteuid() != 0 or not os.access(python, os.X_OK):
+        pytest.skip("only root can become another user, with an interpreter that this user may read")
+    here = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [python, "-B", "-c", AS_ANOTHER, here], user=65534, group=65534, extra_groups=[], cwd="/",
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip(f"that user cannot run the package: {done.stderr.decode().strip().splitlines()[-1]}")
+    found = json.loads(done.stdout)
+    assert set(found) == {"namespaces", "landlock"}
+    mine = {way: problem(way)[1] for way in found}
+    assert [way for way in found if not found[way]] or any(mine.values()), found
 
 
 def instructions(text):

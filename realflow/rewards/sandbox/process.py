@@ -19,8 +19,9 @@ from realflow.rewards.sandbox.inside.job import HOME, Job, Way
 from realflow.rewards.sandbox.limits import Limits
 from realflow.rewards.sandbox.view import environment, interpreter, view
 
-GRACE = 10.0
-"""Seconds that a jail may take to be built and to be cleared away, beside the program's own."""
+GRACE = 60.0
+"""Seconds that a jail may take to be built and cleared away, beside the program's own: the machine may have
+other things to do."""
 
 
 class SandboxError(RunError):
@@ -97,6 +98,7 @@ class Contained:
         self._report, report = os.pipe()
         shown = subprocess.DEVNULL if quiet else subprocess.PIPE
         numbers = (told, lifeline, report)
+        started = False
         try:
             self._process = subprocess.Popen(
                 [*interpreter("-P", "-m", "inside.jail"), *map(str, numbers)],
@@ -107,8 +109,9 @@ class Contained:
                 pass_fds=(*numbers, *job.keep),
                 start_new_session=True,
             )
+            started = True
         finally:
-            for number in numbers:
+            for number in (*numbers, *(() if started else (self._lifeline, self._report))):
                 os.close(number)
 
     def __enter__(self) -> Contained:

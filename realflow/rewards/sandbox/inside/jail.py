@@ -8,6 +8,7 @@ not be built, and then nothing was run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -56,6 +57,9 @@ def _run(job: Job, lifeline: int) -> dict[str, object]:
         os.kill(process, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     watch.end_all()
+    if reason == "stopped" and job.way == "namespaces":  # whoever started it may be dead
+        with contextlib.suppress(OSError):
+            os.rmdir(job.scratch)
     return {"failed": why.decode()} if why else {"reason": reason, "status": status}
 
 
@@ -116,7 +120,7 @@ def _become(job: Job, home: str) -> None:
     if job.way == "landlock" and job.user is not None:
         os.chown(home, job.user, job.user)
     # Where the file system is the machine's, the interpreter may lie in a folder of root's alone.
-    reading = job.way == "landlock" and job.user is not None
+    reading = job.way == "landlock" and job.user is not None and kernel.may_read_all()
     kernel.bound_capabilities(reading=reading)
     if job.user is not None:
         kernel.become(job.user, reading=reading)

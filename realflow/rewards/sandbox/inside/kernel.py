@@ -130,6 +130,13 @@ def become(user: int, *, reading: bool = False) -> None:
             raise _error("PR_CAP_AMBIENT_RAISE")
 
 
+def may_read_all() -> bool:
+    """Whether this process may read files whoever owns them (and so can pass that on)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        (held,) = (line.split()[1] for line in file if line.startswith("CapPrm:"))
+    return bool(int(held, 16) >> _READ_SEARCH & 1)
+
+
 def drop_capabilities() -> None:
     """Give up all capabilities."""
     _libc().prctl(_AMBIENT, 4, 0, 0, 0)  # 4: clear all
