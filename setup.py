@@ -24,6 +24,7 @@ RUNTIME = [
     "huggingface-hub",
     "math-verify",
     "mpi4py>=4.1",
+    "mpmath",
     "msgpack",
     "networkx",
     "numpy",

@@ -58,17 +58,25 @@ Result = Value | Timeout | Failure
 
 class Pool:
     """At most `workers` processes, each of which calls `function` ("package.module:name") on one item after
-    the other; `seconds` is the limit for one item, `megabytes` that of a worker's memory.
+    the other; `seconds` is the limit for one item, `megabytes` that of a worker's memory. A worker calls
+    `setup` ("package.module:name"), which takes nothing, once before its first item and outside of its limit.
 
     `map` may be called from several threads; calls then take turns.
     """
 
     def __init__(
-        self, function: str, *, workers: int = 1, seconds: float = 5.0, megabytes: int = 4096
+        self,
+        function: str,
+        *,
+        workers: int = 1,
+        seconds: float = 5.0,
+        megabytes: int = 4096,
+        setup: str = "",
     ) -> None:
         if workers < 1 or seconds <= 0:
             raise ValueError(f"a pool needs a worker and time for it, not {workers} and {seconds} s")
-        self.function, self.workers, self.seconds, self.megabytes = function, workers, seconds, megabytes
+        self.function, self.workers, self.seconds = function, workers, seconds
+        self._arguments = [function, str(seconds), str(megabytes), setup]
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
@@ -105,7 +113,7 @@ class Pool:
             if worker.process.poll() is None:
                 return worker
             self._drop(worker)
-        worker = _Worker(self.function, self.seconds, self.megabytes)
+        worker = _Worker(self._arguments)
         self._all.add(worker)
         return worker
 
@@ -117,8 +125,8 @@ class Pool:
 class _Worker:
     """One process and its pipes. `item` is the index it works on, -1 while it starts, None when idle."""
 
-    def __init__(self, function: str, seconds: float, megabytes: int) -> None:
-        command = [sys.executable, "-m", "realflow.rewards.worker", function, str(seconds), str(megabytes)]
+    def __init__(self, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "realflow.rewards.worker", *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0

@@ -1,4 +1,4 @@
-"""A worker of a pool: `python -m realflow.rewards.worker FUNCTION SECONDS MEGABYTES`.
+"""A worker of a pool: `python -m realflow.rewards.worker FUNCTION SECONDS MEGABYTES SETUP`.
 
 It reads JSON lines, each the arguments of one call, and writes one line for each: `{"value": ..}` or
 `{"error": ".."}`. What the function itself prints goes to stderr. It ends when its input does. While
@@ -33,6 +33,12 @@ def serve(function: Callable[..., Any], lines: Any, answers: Any, seconds: float
         answers.flush()
 
 
+def _named(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
 def main() -> None:
     """Take the pipes for lines of JSON, import the function, say that it is ready, and serve."""
     name, seconds, megabytes = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
@@ -41,10 +47,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        function = _named(name)
+        if sys.argv[4]:
+            _named(sys.argv[4])()
+    except Exception as error:  # noqa: BLE001 (the edge of a process: told to the pool, which raises it)
         answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         answers.flush()
         return

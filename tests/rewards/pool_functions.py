@@ -35,3 +35,17 @@ def act(what, value=None):
     elif what == "deep":
         return act("deep", value) + 1
     return value
+
+
+_TIMES = []
+
+
+def set_up():
+    """Takes longer than the limit for an item."""
+    time.sleep(1.2)
+    _TIMES.append(1)
+
+
+def times_set_up():
+    """How often this worker was set up."""
+    return len(_TIMES)

@@ -140,6 +140,14 @@ def test_a_function_that_is_not_there(function):
         pool.map([()])
 
 
+def test_setup_is_called_once_and_outside_of_the_limit():
+    """It takes longer than an item may, and what it did is there for each item."""
+    with Pool("pool_functions:times_set_up", seconds=1.0, setup="pool_functions:set_up") as pool:
+        assert pool.map([(), ()]) == [Value(1), Value(1)]
+    with Pool(ACT, setup="pool_functions:nothing") as pool, pytest.raises(RunError, match=r"cannot start"):
+        pool.map([()])
+
+
 def test_arguments_of_a_pool():
     with pytest.raises(ValueError):
         Pool(ACT, workers=0)

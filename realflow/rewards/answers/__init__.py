@@ -8,7 +8,7 @@ computed.
 `same` falls back to sympy, which may never end: `realflow.rewards.math` calls it in workers with a limit.
 """
 
-from realflow.rewards.answers.compare import quick, same
+from realflow.rewards.answers.compare import judged, quick, same
 from realflow.rewards.answers.find import extract
 
-__all__ = ["extract", "quick", "same"]
+__all__ = ["extract", "judged", "quick", "same"]

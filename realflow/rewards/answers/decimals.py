@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from realflow.rewards.answers.evaluate import Value
+from realflow.rewards.answers.evaluate import Value, inexact
 
-NEAR = Fraction(1, 1000)
+NEAR = Fraction(1, 500)
 """How far, relatively, what rounds to a truth may be from it."""
 PLACES = 6
 """Places after the point from which on a decimal stands for a number that has no end."""
@@ -63,10 +63,10 @@ def endless(number: Value) -> bool:
 def stands_for(answer: Value, written: Decimal | None, truth: Value, expected: Decimal | None) -> bool:
     """Whether an answer that is not equal to the truth stands for it; each with how it was written."""
     exact = isinstance(answer, Fraction) and isinstance(truth, Fraction)
-    distance = float(abs(answer - truth)) if exact else abs(_float(answer) - _float(truth))
+    distance = inexact(abs(answer - truth) if exact else abs(inexact(answer) - inexact(truth)))
     if expected is not None and written is not None and expected.pointed:
         long = min(expected.digits, written.digits) >= PLACES
-        if long and distance <= 10**-PLACES * abs(_float(truth)):
+        if long and distance <= inexact(Fraction(1, 10**PLACES)) * abs(inexact(truth)):
             return True
     if expected is not None:
         if not expected.pointed or expected.digits < 3:
@@ -75,11 +75,9 @@ def stands_for(answer: Value, written: Decimal | None, truth: Value, expected: D
             return False
         if written is None and not endless(answer):
             return False
-        return bool(distance <= _float(expected.last) / 2 and distance <= float(NEAR) * abs(_float(truth)))
+        return bool(
+            distance <= inexact(expected.last) / 2 and distance <= inexact(NEAR) * abs(inexact(truth))
+        )
     if written is None or written.places < PLACES or written.digits < PLACES - 1:
         return False
-    return endless(truth) and bool(distance <= _float(written.last))
-
-
-def _float(number: Value) -> float:
-    return float(number)
+    return endless(truth) and bool(distance <= inexact(written.last))

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from mpmath import MPContext
 
-from realflow.rewards.answers.tokens import Unreadable
+from realflow.rewards.answers.tokens import TooLarge, Unreadable
 from realflow.rewards.answers.tree import Number, Symbol, Tree
 
 DIGITS = 50
@@ -26,10 +26,6 @@ context.dps = DIGITS
 
 Value: TypeAlias = Any
 """A Fraction, or a number of mpmath."""
-
-
-class TooLarge(Exception):
-    """A value that is not computed, because of its size."""
 
 
 class Undefined(Exception):

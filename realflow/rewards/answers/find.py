@@ -21,13 +21,14 @@ _MARKS = re.compile(
           (?:to\s{1,9}(?:the|this)\s{1,9}(?:problem|question)\s{1,9})?
           (?:(?:is|are|be|was)(?:\s{1,9}(?:therefore|thus|then|simply|just|given\s{1,9}by|equal\s{1,9}to))?\s{0,9}:?|:|=)
       | (?:correct\s{1,9})?(?:option|choice|answer)\s{1,9}(?:is|:)
+      | final\s{1,9}answer\s{0,9}(?:\*\*|__)?[^\S\n]{0,9}\n
       | \#{4}
       | (?:答案|最终答案)\s{0,9}(?:是|为|：|:)""",
     re.VERBOSE | re.IGNORECASE,
 )
 _STRONG = re.compile(r"answer|option|choice|####|答案", re.IGNORECASE)
 _FORMULA = re.compile(
-    r"\$\$([^$]{1,2000})\$\$|(?<![\\$\d])\$([^$\n]{1,2000})\$|\\\[([^\n]{1,2000}?)\\\]|\\\(([^\n]{1,2000}?)\\\)"
+    r"\$\$([^$]{1,2000})\$\$|(?<![\\$\d])\$([^$\n]{1,2000})\$|\\\[((?:[^\\]|\\(?!\])){1,2000}?)\\\]|\\\(([^\n]{1,2000}?)\\\)"
 )
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])[-+\u2212]?\s?[$€£]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from realflow.rewards.answers.evaluate import TooLarge, Value
+from realflow.rewards.answers.evaluate import Value
 from realflow.rewards.answers.identity import close, constant
 from realflow.rewards.answers.normal import squeezed
 from realflow.rewards.answers.relations import named
 from realflow.rewards.answers.split import Items, Matrix, items, matrix, split
-from realflow.rewards.answers.tokens import Unreadable
+from realflow.rewards.answers.tokens import TooLarge, Unreadable
 from realflow.rewards.answers.tree import parse
 
 Judge = Callable[[str, str], bool]
@@ -57,6 +57,8 @@ def lists(a: str, t: str, judge: Judge) -> bool | None:
         assert one is not None
         if len(one.parts) == 1 and one.left in ("{", ""):
             return judge(one.parts[0], other) if found is not None else judge(other, one.parts[0])
+        if found is one and one.left == "" and len(_distinct(list(one.parts), judge)) == 1:
+            return judge(one.parts[0], other)  # said twice: 1/2, or 0.5
         return None if "=" in other else False
     return _equal(found, expected, judge)
 
@@ -64,6 +66,7 @@ def lists(a: str, t: str, judge: Judge) -> bool | None:
 def _listed(text: str) -> Items | None:
     """A list; what has a sign of both kinds is two items, and `x = 1, 2` are values of one name."""
     text = re.sub(r"^(?:[A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*", "", text)
+    text = re.sub(r"^\([a-z](?:,\s?[a-z])+\)\s*=\s*(?=\()", "", text)
     found = items(text)
     if found is None:
         if not _has_signs(text):

@@ -28,7 +28,7 @@ _SIGNS = {
     "∖": r"\setminus ", "⟨": r"\langle ", "⟩": r"\rangle ", "，": ",", "（": "(", "）": ")",
     "：": ":", "；": ";",
     "。": ".", "‘": "'", "’": "'", "′": "'", "“": "", "”": "", '"': "", "\u00a0": " ", "\u202f": r"\,",
-    "\u2009": r"\,", "％": "%", "＝": "=", "€": r"\cur ", "£": r"\cur ", "¥": r"\cur ",
+    "\u2009": r"\,", "％": "%", "＝": "=", "€": r"\cur ", "£": r"\cur ", "¥": r"\cur ", "₹": r"\cur ",
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 
@@ -43,12 +43,13 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<=\d)(?:\\[,!:; ]|\{,\}|\{\\,\}|,\\!|\\,\\!)(?=\d{3}(?!\d))", ","),  # between thousands
+        (r"(?<!\\)\\(?:[,:;> ]|quad(?![a-z])|qquad(?![a-z])|hspace\{[^{}]*\}|enspace|thinspace)|~", " "),
+        (r"\\!", ""),
+        (r"\s+", " "),  # before the rules that look for space: they are then linear
         (r"\{\s*,\s*\}", ","),
         (r"\\m?(?:left|right|middle)(?![A-Za-z])\.?", ""),
         (r"\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|nonumber|rm|bf)(?![A-Za-z])", " "),
-        (r"(?<!\\)\\(?:[,:;> ]|quad(?![a-z])|qquad(?![a-z])|hspace\{[^{}]*\}|enspace|thinspace)|~", " "),
-        (r"\\!", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\d?t?binom(?![A-Za-z])", r"\\binom"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|\{?\s*\"degrees\"\s*\}?)", '"degrees"'),
@@ -80,6 +81,11 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\"\s*,?\s*(?:and|or)\s*\"|(?<![A-Za-z\\]),?\s*\b(?:and|or)\b(?![A-Za-z])", " , "),
         (r"\\(?:lor|vee)(?![A-Za-z])", " , "),
         (r"(?<![\d.,^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+        (r"(\d{0,9}\.\d{0,20}?)(\d{3,20}?)\2+\s*(?:\.\.\.+|\\[lc]?dots|…)", r"\1\\overline{\2}"),
+        (r"(\d{0,9}\.\d{0,20}?)(\d{1,2}?)\2{2,40}\s*(?:\.\.\.+|\\[lc]?dots|…)", r"\1\\overline{\2}"),
+        (r"^\s*(?:\"\s*)?(?:about|approximately|approx\.?|roughly)(?:\s*\"|\s)", ""),
+        (r"^\s*\"[^\"]*(?:\bis|\bare|=|:)\s*\"", ""),
+        (r",?\s*(?:\"?\s*(?:where|for|with)\s*\"?\s*)?(?<![A-Za-z\\])[a-z]\s*\\in\s*\\[ZN][\s^+]*$", ""),
         (r"\s+", " "),
     )
 ]  # fmt: skip

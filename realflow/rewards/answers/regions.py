@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from realflow.rewards.answers.evaluate import Value
+from realflow.rewards.answers.evaluate import Value, inexact
 from realflow.rewards.answers.identity import close, constant
 from realflow.rewards.answers.split import enclosed, items, split
 from realflow.rewards.answers.tokens import Unreadable
@@ -75,7 +75,7 @@ def _pieces(text: str) -> _Found | None:
         if marks and not all(_is_relation(part) for part in parts):
             return None
     if marks:
-        return _joined([_pieces(part) for part in parts], "\\ne" in text)
+        return _joined([_pieces(part) for part in parts], marks[0] == ",")
     inside = enclosed(text)
     if inside is not None:
         return _bracketed(*inside)
@@ -86,8 +86,8 @@ def _is_relation(text: str) -> bool:
     return bool(split(text, "<", ">", "\\le", "\\ge", "\\ne")[1])
 
 
-def _joined(found: list[_Found | None], excluded: bool) -> _Found | None:
-    """All pieces of a union; inequalities with a "not equal" among them hold together."""
+def _joined(found: list[_Found | None], together: bool) -> _Found | None:
+    """All pieces of a union; inequalities in a list hold `together` where they can (`x > 2, x < 5`)."""
     if any(part is None for part in found):
         return None
     present = [part for part in found if part is not None]
@@ -95,18 +95,18 @@ def _joined(found: list[_Found | None], excluded: bool) -> _Found | None:
     if len(names) > 1:
         return None
     name = names.pop() if names else None
-    if not excluded:
-        return [piece for pieces, _ in present for piece in pieces], name
-    kept = present[0][0]
+    kept = present[0][0] if together else []
     for pieces, _ in present[1:]:
         kept = [both for a in kept for b in pieces if (both := _common(a, b)) is not None]
-    return kept, name
+    return kept or [piece for pieces, _ in present for piece in pieces], name
 
 
 def _common(a: Piece, b: Piece) -> Piece | None:
-    low = max(a, b, key=lambda piece: (_key(piece.low), piece.low_open))
-    high = min(a, b, key=lambda piece: (_key(piece.high), not piece.high_open))
-    if _key(low.low) > _key(high.high) or (close(low.low, high.high) and (low.low_open or high.high_open)):
+    low = max(a, b, key=lambda piece: (inexact(piece.low), piece.low_open))
+    high = min(a, b, key=lambda piece: (inexact(piece.high), not piece.high_open))
+    if inexact(low.low) > inexact(high.high) or (
+        close(low.low, high.high) and (low.low_open or high.high_open)
+    ):
         return None
     return Piece(low.low, high.high, low.low_open, high.high_open)
 
@@ -182,19 +182,15 @@ def _piece(low: Tree, high: Tree, low_open: bool, high_open: bool) -> Piece:
     return Piece(ends[0], ends[1], low_open or infinite[0], high_open or infinite[1])
 
 
-def _key(number: Value) -> float:
-    return float(number)
-
-
 def _ordered(pieces: list[Piece]) -> tuple[Piece, ...]:
     """Pieces by their lower ends, those that touch made one; an empty one is left out, unless it is the only
     one: (3, 2) is then no interval but a pair."""
-    rest = sorted(pieces, key=lambda piece: (_key(piece.low), piece.low_open))
+    rest = sorted(pieces, key=lambda piece: (inexact(piece.low), piece.low_open))
     merged: list[Piece] = []
     for piece in rest:
         last = merged[-1] if merged else None
         if last is not None and _touch(last, piece):
-            end = max(last, piece, key=lambda one: (_key(one.high), not one.high_open))
+            end = max(last, piece, key=lambda one: (inexact(one.high), not one.high_open))
             merged[-1] = Piece(last.low, end.high, last.low_open, end.high_open)
         else:
             merged.append(piece)
@@ -204,7 +200,7 @@ def _ordered(pieces: list[Piece]) -> tuple[Piece, ...]:
 def _touch(a: Piece, b: Piece) -> bool:
     if close(a.high, b.low):
         return not (a.high_open and b.low_open)
-    return _key(b.low) < _key(a.high)
+    return inexact(b.low) < inexact(a.high)
 
 
 def equal_regions(a: Region, b: Region, same_end: Callable[[Any, Any], bool] = close) -> bool:

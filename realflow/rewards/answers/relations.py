@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from realflow.rewards.answers.evaluate import TooLarge
 from realflow.rewards.answers.identity import proportional
 from realflow.rewards.answers.normal import squeezed
 from realflow.rewards.answers.regions import equal_regions, region
 from realflow.rewards.answers.split import split
-from realflow.rewards.answers.tokens import Unreadable
+from realflow.rewards.answers.tokens import TooLarge, Unreadable
 from realflow.rewards.answers.tree import Apply, Tree, parse
 
 Judge = Callable[[str, str], bool]
@@ -21,7 +20,9 @@ Judge = Callable[[str, str], bool]
 _LETTER = r"(?:[A-Za-z]|\\[a-z]+\s?)(?:_(?:\{[^{}]*\}|\w))?'*"
 _NAME = re.compile(
     rf"""^(?:{_LETTER}(?:\^\{{?-1\}}?)?(?:\s?\([^()]*\))? | "[^"]*" | [A-Za-z\ ]+ | \|[^|]*\|
-           | \([a-z](?:,\s?[a-z])+\) | \\(?:angle|overline|triangle|widehat)\s?\{{?[A-Z]+\}}?)$""",
+           | \([a-z](?:,\s?[a-z])+\) | m?\s?\\(?:angle|overline|triangle|widehat)\s?\{{?[A-Z]+\}}?
+           | [A-Za-z](?:\s?[-+]\s?[A-Za-z])+ | \\(?:sin|cos|tan)\s?(?:[A-Za-z(]|\\[a-z]+)[A-Za-z)]*
+           | \\frac\{{d\w*\}}\{{d\w\}})$""",
     re.VERBOSE,
 )
 _REGION = re.compile(r'[<>|:]|\\(?:le|ge|ne|cup|cap|in|R|setminus)(?![a-z])|[Aa]ll "?real|[Rr]eals')

@@ -1,8 +1,9 @@
 r"""What the parser of this room cannot read (sums, integrals, sets of a rarer kind) goes to math-verify.
 
 Its parser of LaTeX (latex2sympy2_extended) builds sympy objects from a grammar. Its other parser, of plain
-numbers, hands text to Python's `eval` by way of sympy's `parse_expr`, and is not used here. sympy may
-take for ever or fill the memory: call this in a worker only (`realflow.rewards.pool`).
+numbers, hands text to Python's `eval` by way of sympy's `parse_expr`, and is not used here: what gets there
+are the digits of a number alone, as `sympy.Number` reads them. sympy may take for ever or fill the memory:
+call this in a worker only (`realflow.rewards.pool`).
 """
 
 from __future__ import annotations
@@ -19,20 +20,31 @@ _REFUSED = re.compile(
 )
 
 
-def equal(answer: str, truth: str) -> bool:
-    """Whether math-verify finds two normal texts equal. What it cannot read is different."""
-    if any(len(text) > LONGEST or _REFUSED.search(text) for text in (answer, truth)):
-        return False
-    found, expected = _parsed(answer), _parsed(truth)
-    if found is None or expected is None:
+def equal(answer: str, truth: str) -> bool | None:
+    """Whether math-verify finds two normal texts equal; None where it cannot read the truth.
+
+    An answer that it cannot read is different. What sympy raises in comparing them is raised.
+    """
+    expected = _parsed(truth)
+    if expected is None:
+        return None
+    found = _parsed(answer)
+    if found is None:
         return False
     from math_verify import verify
 
-    return bool(verify(expected, found, timeout_seconds=None))
+    return bool(verify(expected, found, timeout_seconds=None, raise_on_error=True))
+
+
+def prepare() -> None:
+    """Import math-verify and warm its parser up, so that the first answer does not pay for it."""
+    equal("1+x", "x+1")
 
 
 def _parsed(text: str) -> Any | None:
     """A sympy object, or None for what is not understood or is too large."""
+    if len(text) > LONGEST or _REFUSED.search(text):
+        return None
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 

@@ -13,6 +13,10 @@ class Unreadable(Exception):
     """Not an expression that this parser knows."""
 
 
+class TooLarge(Exception):
+    """An expression, or a value, that is not computed because of its size."""
+
+
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec",
              "arccsc", "sinh", "cosh", "tanh", "asin", "acos", "atan", "ln", "log", "lg", "exp", "abs",
              "floor", "ceil", "cbrt", "sgn"}  # fmt: skip
@@ -25,7 +29,7 @@ ACCENTS = {"overline", "bar", "vec", "hat", "tilde", "widehat", "overrightarrow"
 
 _TOKEN = re.compile(
     r"""(?P<repeat>\d*\.\d*\\(?:overline|bar|dot)\s*\{\s*\d+\s*\})
-      | (?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?|\d+\.)
+      | (?P<number>\d+\.(?!\d|\\)|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)
       | (?P<command>\\[A-Za-z]+|\\[%{}])
       | (?P<quoted>"[^"]*")
       | (?P<word>[A-Za-z]+)
@@ -41,7 +45,9 @@ def tokens(text: str) -> list[str]:
     place = 0
     while place < len(text):
         match = _TOKEN.match(text, place)
-        if match is None or len(found) > MOST_TOKENS:
+        if len(found) > MOST_TOKENS:
+            raise TooLarge("too many tokens")
+        if match is None:
             raise Unreadable(text[place : place + 20])
         place = match.end()
         kind, token = match.lastgroup, match.group()
@@ -80,7 +86,7 @@ def _quoted(token: str) -> list[str]:
 def exact(token: str) -> Fraction:
     """The value of a number's token, repeating decimals included. Raises Unreadable for one too long."""
     if len(token) > MOST_DIGITS:
-        raise Unreadable("a number too long")
+        raise TooLarge("a number too long")
     match = re.fullmatch(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{\s*(\d+)\s*\}", token)
     if match is None:
         return Fraction(token.removesuffix("."))

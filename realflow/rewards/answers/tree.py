@@ -11,7 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from realflow.rewards.answers.tokens import ACCENTS, FUNCTIONS, GREEK, SEVERAL, Unreadable, exact, tokens
+from realflow.rewards.answers.tokens import (
+    ACCENTS,
+    FUNCTIONS,
+    GREEK,
+    SEVERAL,
+    TooLarge,
+    Unreadable,
+    exact,
+    tokens,
+)
 
 DEEPEST = 60
 
@@ -44,7 +53,7 @@ _INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 
 
 def parse(text: str, *, tight: bool = False) -> Tree:
-    """The tree of normal text. Raises Unreadable."""
+    """The tree of normal text. Raises Unreadable, TooLarge."""
     parser = _Parser(tokens(text), tight)
     tree = parser.sum()
     if parser.tokens:
@@ -75,7 +84,7 @@ class _Parser:
     def sum(self) -> Tree:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise Unreadable("too deep")
+            raise TooLarge("too deep")
         tree = self.product()
         while self.peek() in ("+", "-"):
             sign = self.tokens.pop()

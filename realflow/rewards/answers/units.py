@@ -69,11 +69,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Quantity:
-    """An answer without its unit: the text of its value, the unit if it has one, whether it is per cent."""
+    """An answer without its unit: the text of its value, the unit if it has one, whether it is per cent; and
+    whether that is sure: single letters without quotes may be variables."""
 
     value: str
     unit: Unit | None = None
     percent: bool = False
+    sure: bool = True
 
 
 def quantity(text: str) -> Quantity:
@@ -85,14 +87,16 @@ def quantity(text: str) -> Quantity:
         text, count = re.subn(r"\s*\\cur\s*$", "", text)
         money = count > 0
     unit = Unit((("money", 1),)) if money else None
+    sure = True
     for start in _tails(text):
         angle = text[start:].strip() == '"degrees"' and _TRIGONOMETRY.search(text[:start])
         found = unit_of(text[start:]) if _is_value(text[:start]) and not angle else None
         if found is not None:
+            sure = '"' in text[start:] or re.search("[A-Za-z]{3}", text[start:]) is not None
             text, unit = text[:start].strip(), unit if money else found
             break
     percent = text.endswith("\\%")
-    return Quantity(text.removesuffix("\\%").strip(), unit, percent)
+    return Quantity(text.removesuffix("\\%").strip(), unit, percent, sure)
 
 
 def _tails(text: str) -> list[int]:
@@ -158,7 +162,10 @@ def _are_words(tail: str, words: list[str]) -> bool:
     letters = [word for word in words if word[0].isalpha()]
     if not letters:
         return False
-    if len(letters) == 1 and len(letters[0]) == 1:
-        return tail[0] == " " and letters[0] in _LETTERS
+    if len(letters[0]) == 1:
+        joined = len(letters) == 1 or re.fullmatch(
+            r"\s*[A-Za-z]+\s*/\s*[A-Za-z]+\s*(?:\^\s*\{?\d\}?)?\s*", tail
+        )
+        return tail[0] == " " and letters[0] in _LETTERS and bool(joined)
     known = [word.lower() in _UNITS or word.lower() in _SPEEDS or len(word) >= 3 for word in letters]
     return known[0] and letters[0] not in ("sin", "cos", "tan", "log", "ln", "mod", "exp", "sqrt")

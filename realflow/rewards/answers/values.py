@@ -8,11 +8,16 @@ from fractions import Fraction
 
 from realflow.rewards.answers import symbolic
 from realflow.rewards.answers.decimals import decimal, stands_for
-from realflow.rewards.answers.evaluate import TooLarge, Value
+from realflow.rewards.answers.evaluate import Value
 from realflow.rewards.answers.identity import close, constant, identical
-from realflow.rewards.answers.tokens import Unreadable
+from realflow.rewards.answers.tokens import TooLarge, Unreadable
 from realflow.rewards.answers.tree import parse
 from realflow.rewards.answers.units import Quantity, quantity
+
+
+class UnreadableTruth(ValueError):
+    """What an answer is to be compared with is neither mathematics that can be read, nor words."""
+
 
 Judge = Callable[[str, str], bool]
 
@@ -25,9 +30,10 @@ _BASED = re.compile(r'^([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*_\s*\{?\s*"?([a-z0-9]
 def choices(a: str, t: str, judge: Judge) -> bool | None:
     """A letter of a list of choices, as `C`, `(C)`, `C.` or with what it stands for: `(C) 12`."""
     expected = _CHOICE.match(t.replace('"', "").strip())
-    if expected is None:
-        return None
     found = _CHOICE.match(a.replace('"', "").strip())
+    if expected is None:
+        named = found is not None and not found[3] and found[4].strip()
+        return judge(named, t) if named else None
     if found is not None:
         return _letter(found) == _letter(expected)
     value = expected[4].strip()
@@ -57,6 +63,12 @@ def quantities(a: str, t: str, judge: Judge) -> bool | None:
         return False
     if found.percent != expected.percent:
         return _percent(found, expected, judge)
+    if _equal(found, expected, judge):
+        return True
+    return False if found.sure and expected.sure else None
+
+
+def _equal(found: Quantity, expected: Quantity, judge: Judge) -> bool:
     left, right = found.unit, expected.unit
     if left is None or right is None or left.dimension is None or right.dimension is None:
         return judge(found.value, expected.value) or _angles(found, expected, judge)
@@ -110,7 +122,18 @@ def expressions(a: str, t: str) -> bool:
     except TooLarge:
         return False
     except Unreadable:
-        return symbolic.equal(a, t)
+        verdict = symbolic.equal(a, t)
+    if verdict is None and not _readable(t):
+        raise UnreadableTruth(f"the truth {t[:200]!r} cannot be read, and is not written as the answer is")
+    return bool(verdict)
+
+
+def _readable(text: str) -> bool:
+    try:
+        parse(text)
+    except (Unreadable, TooLarge):
+        return False
+    return True
 
 
 def _reads(a: str, t: str, tight_answer: bool, tight_truth: bool) -> bool:

@@ -15,6 +15,7 @@ _ALIKE = [
      "divergent"},
     {"infinitely many", "infinitely many solutions", "infinite", "infinite solutions", "infty",
      "infinite number"},
+    {"z", "integers", "all integers", "set of integers", "set of all integers"},
     {"yes", "true", "correct"},
     {"no", "false", "incorrect"},
 ]  # fmt: skip
@@ -42,7 +43,9 @@ def _wordy(text: str) -> bool:
     plain = [run for run in runs if run not in _KNOWN]
     if _words(text) in _SHORT:
         return True
-    return bool(plain) and (text.strip()[:1] == '"' or max(map(len, plain)) >= 4 or len(plain) > 1)
+    return bool(plain) and (
+        text.strip()[:1] == '"' or max(map(len, plain)) >= 4 or len(plain) > 1 or plain[0].istitle()
+    )
 
 
 def _alike(a: str, t: str) -> bool:
@@ -59,7 +62,7 @@ def equal_words(a: str, t: str) -> bool | None:
         left, right = _NUMBERS.get(found, found), _NUMBERS.get(expected, expected)
         return left == right
     if not _wordy(t) or "," in t:
-        return None
+        return False if _wordy(a) and re.fullmatch(r"-?[\d.,]+", t.strip()) else None
     first = found.split(" ", 1)[0]
     if expected in ("yes", "no", "true", "false") and first != found:
         return first == expected or _alike(first, expected)
