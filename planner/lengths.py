@@ -51,6 +51,10 @@ class Pair:
         return self.prompt + self.response
 
 
+Group = tuple[int, tuple[int, ...]]
+"""Tokens of a prompt, and of each response to it."""
+
+
 @dataclass(frozen=True)
 class Lengths:
     """What is known of lengths. `pairs` rise, and their weights add up to 1.
@@ -67,12 +71,12 @@ class Lengths:
     assumed: bool = False
     common: int = 0
 
-    @property
+    @cached_property
     def prompt(self) -> float:
         """Mean tokens of a prompt."""
         return sum(pair.prompt * pair.weight for pair in self.pairs)
 
-    @property
+    @cached_property
     def response(self) -> float:
         """Mean tokens of a response."""
         return sum(pair.response * pair.weight for pair in self.pairs)
@@ -93,11 +97,38 @@ class Lengths:
         pairs = tuple(Pair(*key, weight) for key, weight in sorted(cut.items()))
         return replace(self, pairs=pairs, longest_response=min(self.longest_response, new_tokens))
 
-    def batch(self, prompts: int, samples: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def batch(self, prompts: int, samples: int) -> tuple[Group, ...]:
         """A typical step: for each of `prompts` its tokens and those of its `samples` responses.
 
         Deterministic: the lengths are evenly spaced quantiles, in an order in which neighbours differ.
         """
+        if (prompts, samples) not in self._batches:
+            self._batches[prompts, samples] = self._batch(prompts, samples)
+        return self._batches[prompts, samples]
+
+    def longest_first(self, prompts: int, samples: int) -> tuple[Group, ...]:
+        """The same step, prompts with the longest responses first."""
+        if (prompts, samples) not in self._sorted:
+            every = self.batch(prompts, samples)
+            self._sorted[prompts, samples] = tuple(sorted(every, key=lambda group: (-max(group[1]), group)))
+        return self._sorted[prompts, samples]
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation of the tokens of a response."""
+        mean = self.response
+        return math.sqrt(sum(pair.weight * (pair.response - mean) ** 2 for pair in self.pairs))
+
+    @cached_property
+    def _batches(self) -> dict[tuple[int, int], tuple[Group, ...]]:
+        """Made once: a search asks for the same ones a thousand times."""
+        return {}
+
+    @cached_property
+    def _sorted(self) -> dict[tuple[int, int], tuple[Group, ...]]:
+        return {}
+
+    def _batch(self, prompts: int, samples: int) -> tuple[Group, ...]:
         starts, classes = self._classes
         first, every = _spread(prompts), _spread(prompts * samples)
         found = []

@@ -139,7 +139,7 @@ class Rates:
     ) -> Seconds:
         """One pass through a layer like number `kind` on one rank, with the collectives of its tensor
         group (all of them inside a node)."""
-        return self._layer(decoder, kind, replace(cut, p=1), one, doing, dtype, busy)
+        return self._layer(decoder, kind, _one_stage(cut), one, doing, dtype, busy)
 
     def ends(
         self,
@@ -161,13 +161,13 @@ class Rates:
         if not (first or last):
             return Seconds(0.0)
         if first and last and decoder.head == "lm":
-            return self._ends(decoder, replace(cut, p=1), one, what, dtype, busy, "ends")
+            return self._ends(decoder, _one_stage(cut), one, what, dtype, busy, "ends")
         total = Seconds(0.0)
         if first:
-            total += self._ends(decoder, replace(cut, p=1), one, what, dtype, busy, "embedding")
+            total += self._ends(decoder, _one_stage(cut), one, what, dtype, busy, "embedding")
         if last:
             name = "head" if decoder.head == "lm" else "values"
-            total += self._ends(decoder, replace(cut, p=1), one, what, dtype, busy, name)
+            total += self._ends(decoder, _one_stage(cut), one, what, dtype, busy, name)
         return total
 
     def decode_layer(
@@ -175,7 +175,7 @@ class Rates:
     ) -> Seconds:
         """One layer of a decoding pass (`decode_pass`). The engine reads, of every slot, as many positions
         as the longest has: give that one's context for all."""
-        return self._layer(decoder, kind, replace(cut, p=1), one, "decode", dtype, busy)
+        return self._layer(decoder, kind, _one_stage(cut), one, "decode", dtype, busy)
 
     def decode_ends(
         self, decoder: Decoder, cut: Cut, slots: float, *, dtype: str, busy: int = 1, last: bool = True
@@ -184,7 +184,7 @@ class Rates:
         the `last` stage final norm, logits and drawing tokens."""
         one = Pass(tokens=slots, pairs=slots, sequences=slots)
         what = "engine" if last else "engine_middle"
-        return self._ends(decoder, replace(cut, p=1), one, "decode", dtype, busy, what)
+        return self._ends(decoder, _one_stage(cut), one, "decode", dtype, busy, what)
 
     def update(
         self, elements: float, data: int = 1, *, dtype: str, busy: int = 1, per_node: int | None = None
@@ -388,6 +388,11 @@ class Rates:
         if reading.inside:
             return Seconds(reading.seconds)
         return Seconds(reading.seconds * roof(size) / roof(reading.at[0]), "extrapolated")
+
+
+def _one_stage(cut: Cut) -> Cut:
+    """What a rank of one stage knows of its cut. (Asked a million times.)"""
+    return cut if cut.p == 1 else Cut(cut.t, 1, cut.c, cut.e, cut.sequence_parallel)
 
 
 def _pass_at(at: tuple[float, ...], decoding: bool, windows: tuple[int, ...]) -> Pass:

@@ -52,6 +52,7 @@ class Costs:
         self.graph, self.decoders, self.lengths, self.rates = graph, decoders, lengths, rates
         self.per_node = per_node
         self.function_seconds = dict(function_seconds or {})
+        self._lengths: dict[str, Lengths] = {}
         self._histories = lru_cache(maxsize=4096)(self._history)
         self._dispatches = lru_cache(maxsize=4096)(self._dispatch)
         self._loads = lru_cache(maxsize=65536)(move_loads)
@@ -84,7 +85,9 @@ class Costs:
         rollout = self._sources.get(call.name)
         if rollout is None or rollout.sampling is None:
             return self.lengths
-        return self.lengths.up_to(rollout.sampling.max_new_tokens)
+        if rollout.name not in self._lengths:
+            self._lengths[rollout.name] = self.lengths.up_to(rollout.sampling.max_new_tokens)
+        return self._lengths[rollout.name]
 
     def history(self, call: Call, how: How) -> History:
         """The rounds of a generate call on its slowest replica."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.lengths import Lengths
+from planner.lengths import Group, Lengths
 
 PREFILL = 4096
 """Tokens that a pass prefills at most, unless one prompt is longer: the engine's default, said again because
@@ -52,10 +52,6 @@ class History:
     samples: int
 
 
-Group = tuple[int, tuple[int, ...]]
-"""Tokens of a prompt, and of each response to it."""
-
-
 def slowest_replica(lengths: Lengths, prompts: int, samples: int, replicas: int, slots: int) -> list[Group]:
     """What the last replica to end draws, of a typical step.
 
@@ -66,21 +62,22 @@ def slowest_replica(lengths: Lengths, prompts: int, samples: int, replicas: int,
     share = -(-prompts // replicas)
     if replicas == 1:
         return list(lengths.batch(prompts, samples))
-    every = sorted(lengths.batch(min(prompts, 4096), samples), key=lambda group: (-max(group[1]), group))
+    every = lengths.longest_first(min(prompts, 4096), samples)
     stride = max(1, len(every) // share)
     mine = [every[min(index * stride, len(every) - 1)] for index in range(share)]
     if share * samples > slots:
         return mine
-    return [(prompt, _unlucky(responses, lengths, share * samples, replicas)) for prompt, responses in mine]
+    unlucky, most = _unlucky(lengths, share * samples, replicas), max(pair.response for pair in lengths.pairs)
+    return [
+        (prompt, tuple(min(most, round(response * unlucky)) for response in responses))
+        for prompt, responses in mine
+    ]
 
 
-def _unlucky(responses: Sequence[int], lengths: Lengths, count: int, replicas: int) -> tuple[int, ...]:
-    """Responses as much longer as the largest of `replicas` sums of `count` is above the mean."""
+def _unlucky(lengths: Lengths, count: int, replicas: int) -> float:
+    """By how much the largest of `replicas` sums of `count` responses is above the mean."""
     mean = lengths.response
-    variance = sum(pair.weight * (pair.response - mean) ** 2 for pair in lengths.pairs)
-    factor = 1 + expected_maximum(replicas) * math.sqrt(variance / count) / mean if mean else 1.0
-    most = max(pair.response for pair in lengths.pairs)
-    return tuple(min(most, round(response * factor)) for response in responses)
+    return 1 + expected_maximum(replicas) * lengths.deviation / math.sqrt(count) / mean if mean else 1.0
 
 
 @lru_cache(maxsize=1024)
