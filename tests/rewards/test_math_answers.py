@@ -159,7 +159,7 @@ def test_sets_of_real_numbers(ends, low_open, high_open):
 
 
 PIECES = r"""\frac \sqrt { } ( ) [ ] 1 2 10 x e i \pi \infty ^ _ + - * / = < \le , ; : | ! % $ \$ \text{cm} cm
-and \pm \cup \{ \} \in \begin{pmatrix} \end{pmatrix} \\ & \sin \log ^\circ . 0.5 \overline ' \binom \boxed{ √"""
+and \pm \cup \{ \} \in \begin{pmatrix} \end{pmatrix} \\ & \sin \log ^\circ . 0.5 \overline ' \binom √"""
 WORDS = st.sampled_from(PIECES.split())
 
 
