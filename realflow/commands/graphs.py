@@ -19,6 +19,8 @@ from realflow.graph import (
 )
 from realflow.models.fitting import check_fitting
 from realflow.models.paths import absent, find_model
+from realflow.rewards.sandbox import Sandbox
+from realflow.rewards.sandbox.ability import runs_code
 
 
 def add_commands(add: AddCommand) -> None:
@@ -41,6 +43,8 @@ def run_check(args: argparse.Namespace) -> None:
     print(f"{graph.name}: correct. {describe(graph)}")
     for note in notes(graph):
         print(f"note: {note}")
+    if runs_code(graph):
+        print(f"note: {Sandbox.check().words}")
     for name, model in graph.models.items():
         if find_model(model.path) is None:
             print(f"note: models.{name}.path: {absent(model.path)}")

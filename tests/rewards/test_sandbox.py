@@ -208,6 +208,16 @@ def test_commands_refuse(command, without_walls, tmp_path, monkeypatch, capsys):
     assert "calls.reward.use: rewards that run code need a sandbox" in capsys.readouterr().err
 
 
+def test_check_says_how_programs_are_contained(tmp_path, capsys):
+    from realflow.cli import main
+
+    Sandbox.required()
+    (tmp_path / "graph.yaml").write_text(GRAPH)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "tests": "assert f"}\n')
+    assert main(["check", str(tmp_path / "graph.yaml")]) == 0
+    assert "note: programs are contained by" in capsys.readouterr().out
+
+
 def test_walls_that_cannot_be_built_are_an_error():
     with pytest.raises(SandboxError, match="could not be"):
         run_program("print(1)", limits=replace(Limits(), files=-1), walls=Walls("namespaces", 12345678901))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,8 @@ class Ability:
 @cache
 def check() -> Ability:
     """Find out by running a small program in each way, best first, and seeing what it can reach."""
+    if sys.platform != "linux":
+        return Ability(None, "this machine cannot contain a program: that takes Linux")
     failed = []
     for walls in ways():
         problem = trial(walls)
@@ -89,15 +92,20 @@ def trial(walls: Walls) -> str:
     return f"it leaves open: {', '.join(open_ways)}" if open_ways else ""
 
 
+def runs_code(graph: Graph) -> list[str]:
+    """The calls of a graph that run programs."""
+    return [call.name for call in graph.calls if call.decl.name in RUN_CODE]
+
+
 def uncontained(graph: Graph) -> list[Problem]:
     """A problem for each call of a graph that runs programs, where this machine cannot contain them."""
-    calls = [call for call in graph.calls if call.decl.name in RUN_CODE]
+    calls = runs_code(graph)
     if not calls:
         return []
     try:
         required()
     except InputError as error:
-        return [Problem(str(error), f"calls.{call.name}.use") for call in calls]
+        return [Problem(str(error), f"calls.{call}.use") for call in calls]
     return []
 
 

@@ -27,9 +27,10 @@ from .wire import Gone, NotCarried
 _LONGEST_NOTE = 300
 _TRUSTED = frozenset(
     ["bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
-     "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "time", "typing"]
+     "itertools", "json", "math", "numpy", "operator", "random", "re", "statistics", "string", "time",
+     "typing"]
 )  # fmt: skip
-"""Modules that a test may have from the program's imports. They are the real ones, and nothing in them gives
+"""Modules that a test may have by the program's imports. They are the real ones, and nothing in them gives
 objects that equal whatever they are compared with (as `unittest.mock.ANY` does)."""
 
 
