@@ -13,7 +13,7 @@ import numpy as np
 from realflow.data.protocol import Row
 from realflow.errors import InputError, Problem
 
-CHECKED_BYTES = 64 << 20
+CHECKED_BYTES = 16 << 20
 """Lines that begin within so many bytes are parsed when the file is opened, so that a broken one is found
 before a run; those behind are parsed when they are read. Several files share them, as they do `MARKS`."""
 

@@ -83,7 +83,7 @@ def tables(rows: int, pad: int = 0) -> Iterator:
 
 
 def write(kind: str, folder: Path, rows: int, group: int, pad: int = 1) -> Path:
-    """A file of so many rows, or the folder of a saved dataset (see `test_data_files` for those of `datasets`)."""
+    """A file of so many rows, or the folder of a saved dataset (`test_data_files` has real ones)."""
     folder.mkdir()
     if kind == "jsonl":
         with (folder / "a.jsonl").open("wb") as file:
