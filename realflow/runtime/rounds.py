@@ -18,8 +18,10 @@ def too_few(step: StepReadiness) -> str | None:
     name = f"refill@{step.step}: {step.refill.call.decl.name}"
     if not step.groups:
         return f"{name} has dropped every group of {tried}: there is nothing to train on; {advice}"
-    most = max((call.minibatches for call in step.calls.values() if call.op == "train"), default=1)
-    if step.total < most:
+    trains = [call for call in step.calls.values() if call.op == "train"]
+    short = [c for c in trains if (len(step.groups) if c.whole_groups else step.total) < c.minibatches]
+    if short:
+        most = max(call.minibatches for call in short)
         return (
             f"{name} has kept {step.total} of {tried}, too few for {most} minibatches; {advice}, or lower "
             "minibatches"

@@ -148,6 +148,19 @@ def test_nothing_kept_is_an_error() -> None:
     assert "has kept 1 of 7 samples in 2 rounds, too few for 2 minibatches" in text
 
 
+def test_two_samples_of_one_group_are_one_for_a_loss_that_looks_at_it_whole() -> None:
+    """And two for another loss (the control), which may divide the group over minibatches."""
+    graph = grpo(steps=1, refill=2, samples=2, minibatches=2)
+    calls = [
+        replace(call, decl=replace(call.decl, scope="group")) if call.op == "train" else call
+        for call in graph.calls
+    ]
+    text = failure(replace(graph, calls=tuple(calls)), lambda group: group != 0)
+    assert "has kept 2 of 14 samples in 2 rounds, too few for 2 minibatches" in text
+    workers, _ = simulate(place(graph, 1, {}), 1, drops=lambda group: group != 0)
+    assert any(isinstance(m, Execute) and m.call == "train" for m in workers.taken)
+
+
 def failure(graph: Graph, drops: Callable[[int], bool]) -> str:
     core, plan = Core(place(graph, 1, {})), place(graph, 1, {})
     workers = Workers(plan, 0)
