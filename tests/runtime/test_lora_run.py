@@ -83,6 +83,17 @@ TARGETS = ("q", "v", "o", "up", "down")
 
 
 @pytest.mark.full
+def test_control_answers_tell_of_adapters(alone: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    """A rollout that has the base's weights gives other answers from the second step on."""
+    graphs, one = alone
+    execute(graphs["adapters"], tmp_path / "run", 1, ("lr=0",))
+    found, theirs = completions(tmp_path / "run"), completions(one)
+    each = 6 * 4  # samples of a step
+    assert all(found[i] == theirs[i] for i in range(each))
+    assert sum(found[i] != theirs[i] for i in range(each, 3 * each)) > each
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("save", ["adapters", "merged"])
 def test_a_run_goes_on_under_another_plan(
     alone: tuple[dict[str, Path], Path], tmp_path: Path, save: str
