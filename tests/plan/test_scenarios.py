@@ -104,8 +104,8 @@ def test_the_table_says_where_a_rival_is_better(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "grpo-1.5b-8")
     folder = tmp_path / case.name
     folder.mkdir()
-    searched = {"options": 5, "considered": 9, "seconds": 2.0, "cpu_seconds": 1.5, "makespan": 10.0, "bound": 9.9, "gap": 0.01,
-                "plan": {}}  # fmt: skip
+    searched = {"options": 5, "considered": 9, "seconds": 2.0, "cpu_seconds": 1.5, "makespan": 10.0,
+                "bound": 9.9, "gap": 0.01, "plan": {}}  # fmt: skip
 
     def put(name: str, found: dict) -> None:
         (folder / f"{name}.json").write_text(json.dumps({"results": found}))
