@@ -217,6 +217,91 @@ def test_humaneval():
         humaneval([""], [[{"role": "user"}]], [TEST], ["doubled"])
 
 
+LISTS = '''class Node:
+    def __init__(self, val, next=None):
+        self.val = val
+        self.next = next
+
+def made(values):
+    node = None
+    for value in reversed(values):
+        node = Node(value, node)
+    return node
+
+def reverse(head):
+    """ Reverse a list, in place. """
+'''
+REVERSE = """    last = None
+    while head:
+        head.next, last, head = last, head, head.next
+    return last
+"""
+COPY = """    copy = None
+    while head:
+        copy, head = Node(head.val, copy), head.next
+    return copy
+"""
+CHECK = """
+def values(node):
+    found = []
+    while node:
+        found.append(node.val)
+        node = node.next
+    return found
+
+def check(candidate):
+    assert values(candidate(made([1, 2, 3]))) == [3, 2, 1]
+    assert candidate(None) is None
+"""
+
+
+def test_objects_of_tests_and_of_programs():
+    """A program changes a test's object in place, or makes its own of the same class."""
+    bodies = [REVERSE, COPY, "    return head\n", "    head.__class__.__eq__ = None\n    return head\n"]
+    found = humaneval(bodies, [LISTS] * 4, [CHECK] * 4, ["reverse"] * 4, seconds=5.0)
+    assert found["rewards"] == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("def total(x): return sum(x)\n", ["assert total(iter([1, 2])) == 3", "assert total(range(4)) == 6"]),
+        ("def span(n): return range(n)\n", ["assert span(3) == range(3)", "assert list(span(2)) == [0, 1]"]),
+        ("def safe(f):\n    try: return f(0)\n    except Exception: return None\n",
+         ["assert safe(lambda x: 1 / x) is None", "assert safe(lambda x: x + 1) == 1"]),
+        ("def same(a, b): return a is b\n",
+         ["class A: pass\na = A()\nassert same(a, a) and not same(a, A())"]),
+        ("def name(a): return a.tell()\n",
+         ["class A:\n    def tell(self): return 'A'\nassert name(A()) == 'A'"]),
+    ],
+)  # fmt: skip
+def test_what_goes_over(program, tests):
+    assert run_tests(program, tests, Limits(seconds=5.0)).all_passed
+
+
+@pytest.mark.parametrize(
+    "way_in", ["f.__globals__", "f.func_globals", "o.__dict__", "o._hidden", "m.sys", "g.gi_frame"]
+)
+def test_a_program_cannot_look_behind_what_it_is_given(way_in):
+    """The expected value lies in the globals of the tests' functions, and in a private attribute."""
+    program = (
+        f"def look(f, o, m, g):\n    try: {way_in}\n"
+        "    except Exception: return 'refused'\n    return 'seen'\n"
+    )
+    tests = """
+import os
+class A:
+    def __init__(self): self._hidden = 41
+def given(x): return x
+def frames(): yield 1
+expected = 41
+class Holder:
+    def __init__(self, inner): self.inner = inner
+assert look(given, A(), os, Holder(frames()).inner) == 'refused'
+"""
+    assert run_tests(program, [tests], Limits(seconds=5.0)).all_passed
+
+
 def test_options():
     with pytest.raises(InputError, match="seconds must be a number above 0"):
         code(["x"], ["assert 1"], seconds=0.0)

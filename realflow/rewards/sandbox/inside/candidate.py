@@ -24,14 +24,25 @@ _OPERATORS = frozenset(
 
 
 class Stub:
-    """A function of the tester's, which is called over there."""
+    """A function or an object of the tests', whose work is done over there."""
+
+    __slots__ = ("_far_number", "_side")
 
     def __init__(self, side: Candidate, number: int) -> None:
-        self._side, self.number = side, number
+        object.__setattr__(self, "_side", side)
+        object.__setattr__(self, "_far_number", number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Have it called over there."""
-        return self._side.call_back(self.number, args, kwargs)
+        return self._side.back("call", self, list(args), kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._side.back("look", self, [name], {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._side.back("put", self, [name, value], {})
 
 
 class Candidate:
@@ -39,12 +50,8 @@ class Candidate:
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO, names: dict[str, Any]) -> None:
         self._names = names
-        self._wire = Wire(
-            reader,
-            writer,
-            lambda number: Stub(self, number),
-            lambda value: value.number if type(value) is Stub else None,
-        )
+        self._stubs: dict[int, Stub] = {}
+        self._wire = Wire(reader, writer, self._stub, _stub_number)
 
     def say(self, **message: Any) -> None:
         """Tell something that was not asked for: how the program itself ended."""
@@ -55,14 +62,20 @@ class Candidate:
         while True:
             message = self._wire.receive()
             if message.get("do") == "answer":
+                if "error" in message:
+                    raise RuntimeError(message["error"])
                 return self._wire.decode(message["value"])
             self._wire.send(self._answer(message))
 
-    def call_back(self, number: int, args: Any, kwargs: Any) -> Any:
-        """Call a function of the tester's."""
-        given = {"args": self._wire.encode(list(args)), "kwargs": self._wire.encode(kwargs)}
-        self._wire.send({"do": "back", "on": number, **given})
+    def back(self, do: str, on: Stub, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a function of the tests', or look at an attribute of an object, or change one."""
+        given = {"args": self._wire.encode(args), "kwargs": self._wire.encode(kwargs)}
+        self._wire.send({"do": "back", "what": do, "on": _stub_number(on), **given})
         return self.serve()
+
+    def _stub(self, number: int) -> Stub:
+        """One and the same for a number: a program may ask whether two objects are one."""
+        return self._stubs.setdefault(number, Stub(self, number))
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -99,6 +112,11 @@ class Candidate:
         if after != message["args"]:  # lists and dicts that were changed in place are changed there too
             found["args"] = after
         return found
+
+
+def _stub_number(value: Any) -> int | None:
+    number: int | None = object.__getattribute__(value, "_far_number") if type(value) is Stub else None
+    return number
 
 
 def _origin(value: Any) -> list[str]:

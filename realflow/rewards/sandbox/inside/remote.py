@@ -8,10 +8,16 @@ or to be near, whatever it is compared with gains nothing by it.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 from .wire import Gone, Wire
+
+TESTS = "tests"
+"""The module that classes of tests have: a program may look into objects of these that it was given."""
+
+_MOST = 1_000_000
 
 
 class CandidateError(Exception):
@@ -28,14 +34,19 @@ class Far:
         self, do: str, on: int | None = None, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Have something done over there. Raises what the program raised, or Gone."""
-        encode = self.wire.encode
-        sent = [encode(arg) for arg in args]
-        named = {name: encode(arg) for name, arg in (kwargs or {}).items()}
+        sent = [self._sent(arg) for arg in args]
+        named = {name: self._sent(arg) for name, arg in (kwargs or {}).items()}
         self.wire.send({"do": do, "on": on, "args": sent, "kwargs": named})
         message = self._answer()
         for arg, after in zip(args, message.get("args", ()), strict=False):
             _change(arg, self.wire.decode(after))
         return self.wire.decode(message.get("value"))
+
+    def _sent(self, arg: Any) -> Any:
+        """An argument; an iterator goes with all that it has."""
+        if isinstance(arg, Iterator) and not isinstance(arg, Remote):
+            return {"n": [self.wire.encode(item) for item in islice(arg, _MOST)]}
+        return self.wire.encode(arg)
 
     def names(self) -> dict[str, list[str]]:
         """The program's names, and where each comes from if it is the standard library."""
@@ -61,12 +72,20 @@ class Far:
             return message
 
     def _call_back(self, message: dict[str, Any]) -> None:
-        """The program calls a function that a test gave it, and no other thing that a test holds."""
-        function = self.wire.own(message.get("on"))
+        """The program calls a function that a test gave it, or uses an object that a test gave it; it can
+        reach nothing else that a test holds."""
+        on = self.wire.own(message.get("on"))
         args, kwargs = self.wire.decode(message.get("args")), self.wire.decode(message.get("kwargs"))
-        if not callable(function) or not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise Gone("it asked for what it was not given")
-        self.wire.send({"do": "answer", "value": self.wire.encode(function(*args, **kwargs))})
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise Gone("what it sent is no call")
+        try:
+            value = self.wire.encode(_used(str(message.get("what")), on, args, kwargs))
+        except Gone:
+            raise
+        except Exception as error:  # noqa: BLE001  (a function of the tests; the program may expect it)
+            self.wire.send({"do": "answer", "error": f"{type(error).__name__}: {error}"[:1000]})
+        else:
+            self.wire.send({"do": "answer", "value": value})
 
 
 class Remote:
@@ -88,7 +107,9 @@ class Remote:
         return self._far.ask("call", self._far_number, args, kwargs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and bool(self._far.ask("eq", self._far_number, [other]) is True)
+        if not isinstance(other, Remote):
+            return NotImplemented  # then it is the other's to say, which for plain values is no
+        return self._far.ask("eq", self._far_number, [other]) is True
 
     def __hash__(self) -> int:
         return hash(self._far_number)
@@ -144,6 +165,18 @@ for _name in (
     setattr(Remote, f"__{_name}__", _operator(_name))
 for _name in ("getitem", "setitem", "delitem"):
     setattr(Remote, f"__{_name}__", _item(_name))
+
+
+def _used(what: str, on: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if what == "call" and callable(on):
+        return on(*args, **kwargs)
+    name = args[0] if args else None
+    if type(on).__module__ != TESTS or not isinstance(name, str) or name.startswith("_"):
+        raise AttributeError(f"{type(on).__name__} of the tests has no {name} for a program")
+    if what == "look":
+        return getattr(on, name)
+    setattr(on, name, args[1])
+    return None
 
 
 def _number(value: Any) -> int | None:

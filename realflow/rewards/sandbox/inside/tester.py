@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from .compare import same_value
-from .remote import Far, Remote
+from .remote import TESTS, Far, Remote
 from .wire import Gone, NotCarried
 
 _LONGEST_NOTE = 300
@@ -65,7 +65,7 @@ def _units(far: Far, tests: dict[str, Any], codes: list[Any]) -> Iterator[Callab
         for args, expected in tests["cases"]:
             yield partial(_case, far, tests, args, expected)
         return
-    names: dict[str, Any] = {"__name__": "tests"}
+    names: dict[str, Any] = {"__name__": TESTS}
     loaded: list[bool] = []
     setup, *units = codes
     for code in units:

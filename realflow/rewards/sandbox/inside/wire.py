@@ -103,6 +103,8 @@ class Wire:
             return {"d": [[self.encode(k, depth), self.encode(v, depth)] for k, v in value.items()]}
         if isinstance(value, bytes | bytearray):
             return {"b" if isinstance(value, bytes) else "a": value.hex()}
+        if isinstance(value, range):
+            return {"r": [value.start, value.stop, value.step]}
         if isinstance(value, complex):
             return {"c": [self.encode(value.real), self.encode(value.imag)]}
         if type(value).__name__ in _EXACT and type(value).__module__ == _EXACT[type(value).__name__]:
@@ -148,5 +150,7 @@ _PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "z": frozenset,
     "b": bytes.fromhex,
     "a": bytearray.fromhex,
+    "n": iter,
+    "r": lambda bounds: range(*bounds),
     "c": lambda parts: complex(*parts),
 }
