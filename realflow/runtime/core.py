@@ -23,34 +23,31 @@ Rules, in the order in which they are applied:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from realflow.graph.evaluate import EVAL
 from realflow.graph.types import Call, Graph
 from realflow.planfile import Plan
 from realflow.planfile.holdings import Edge
 from realflow.runtime.added import completed
 from realflow.runtime.assign import Cost
 from realflow.runtime.carried import Carried, State, at_start, state_for
-from realflow.runtime.dispatches import Dispatch, Dispatches, Stream, replica_of, replicas, stuck
+from realflow.runtime.closing import Closing
+from realflow.runtime.dispatches import Dispatch, Dispatches, stuck
 from realflow.runtime.events import (
     Abort,
     Event,
     Finished,
     Instruction,
     Prepare,
-    Saved,
     StepDone,
     Tick,
     To,
     WorkerLost,
 )
 from realflow.runtime.examiner import Examiner
+from realflow.runtime.feeding import Feeding
 from realflow.runtime.messages import (
     DispatchDone,
-    Drain,
     Failed,
-    Feed,
     Halt,
     Open,
     Ready,
@@ -82,20 +79,16 @@ class Core:
         self._carried = carried or at_start(self.graph, start_step)
         self.weights = Weights(self.plan, start_step)
         self._orders = Orders(self.graph, self.plan.calls, costs or {})
-        self._examiner = Examiner(self.plan, costs or {}) if self.graph.evaluate else None
+        self._examiner = Examiner(self.plan, costs or {})
         self._dispatches = Dispatches(self.plan)
-        self._streams: dict[str, Stream] = {}
+        self._feeding = Feeding(self.plan.calls)
+        self._closing = Closing()
         self._next_step, self._next_prompt = start_step, self._carried.next_prompt
         self._steps: dict[int, StepReadiness] = {}
         self._begun: dict[int, float] = {}
-        self._closing: dict[int, StepDone] = {}
-        """Steps whose calls have ended, until the models that follow at their end have followed."""
         self._busy: dict[str, set[int]] = {call.name: set() for call in self.graph.calls}
         self._prepared: set[str] = set()
         """Keys of the edges that the shell was asked to prepare."""
-        self._files: dict[int, dict[str, str]] = {}
-        self._snapshots: dict[int, Carried] = {}
-        """Step whose checkpoint is being written -> what it carries."""
         self._order = 0
         self._over = False
         self._out: list[Instruction] = []
@@ -133,8 +126,7 @@ class Core:
         assert step is not None
         step.lengths[dispatch.call].update(zip(event.ids, event.lengths, strict=True))
         step.produced(dispatch.call, event.rank, event.ids)
-        self._streams[dispatch.name].outstanding[event.rank] -= len(event.ids)
-        self._feed(dispatch)
+        self._out += self._feeding.ready(dispatch.name, dispatch.call, event.rank, len(event.ids))
         self._advance(now)
 
     def _dispatch_done(self, event: DispatchDone, now: float) -> None:
@@ -142,22 +134,22 @@ class Core:
         dispatch.files.update(event.files)
         self._busy.get(dispatch.call, set()).discard(event.rank)
         step = self._step_of(dispatch)
-        if step is not None and dispatch.call in step.calls and dispatch.name not in self._streams:
+        if step is not None and dispatch.call in step.calls and dispatch.name not in self._feeding:
             if step.calls[dispatch.call].decl.state:
                 step.states[dispatch.call] = event.state
             step.dropped.update(event.dropped)
             step.produced(dispatch.call, event.rank, dispatch.ids.get(event.rank, ()))
         if self._dispatches.done(dispatch, event.rank, now):
-            self._streams.pop(dispatch.name, None)
+            self._feeding.close(dispatch.name)
             self._dispatch_over(dispatch)
-            self._close_steps()
+            self._tell()
         if step is not None and step.decided:
             self._settle(step)
         self._advance(now)
 
     def _dispatch_over(self, dispatch: Dispatch) -> None:
         if dispatch.call.startswith("save:"):
-            self._files.setdefault(dispatch.step, {}).update(dispatch.files)
+            self._closing.wrote(dispatch.step, dispatch.files)
             return
         step = self._step_of(dispatch)
         if step is None or dispatch.call not in step.calls:
@@ -169,13 +161,12 @@ class Core:
 
     def _step_of(self, dispatch: Dispatch) -> StepReadiness | None:
         """The step that a dispatch belongs to, or the evaluation at its end."""
-        if self._examiner is not None and dispatch.call in self._examiner.calls:
+        if self._examiner.has(dispatch.call):
             return self._examiner.under_way
         return self._steps.get(dispatch.step)
 
     def _orders_of(self, step: StepReadiness) -> Orders:
-        examines = self._examiner is not None and step is self._examiner.under_way
-        return self._examiner.orders if examines and self._examiner else self._orders
+        return self._examiner.orders(step, self._orders)
 
     def _finish(self, step: StepReadiness, call: Call) -> None:
         """A call has finished a step when all samples are reported, and nothing of it is under way."""
@@ -226,9 +217,9 @@ class Core:
                         self._try_call(step, call, now)
         if self._dispatches:
             return
-        under_way = self._examiner.under_way if self._examiner else None
-        if self._steps or under_way or self._next_step < self.graph.steps:
-            steps = {**self._steps, **({under_way.step: under_way} if under_way else {})}
+        examined = self._examiner.under_way
+        if self._steps or examined or self._next_step < self.graph.steps:
+            steps = {**self._steps, examined.step: examined} if examined else self._steps
             self._fail(stuck(steps, self.weights))
             return
         self._over = True
@@ -239,9 +230,7 @@ class Core:
         index = self._next_step
         if index >= self.graph.steps or len(self._steps) > self.graph.max_staleness:
             return False
-        if not all(step.closed for step in self._steps.values()):
-            return False
-        if self._examiner is not None and self._examiner.under_way is not None:
+        if self._examiner.under_way or not all(step.closed for step in self._steps.values()):
             return False
         step = self._steps[index] = StepReadiness(self.graph, index, self._next_prompt)
         self._begun[index] = now
@@ -253,49 +242,37 @@ class Core:
         self._carried = Carried(step.next_prompt, {**self._carried.states, **step.states})
         for edge in self.weights.following(index):
             self._follow(edge, index, now)
-        self._closing[index] = StepDone(index, self._begun.pop(index), now, numbers(step))
-        if self._examiner is not None and self._examiner.due(index):
+        self._closing.ended(StepDone(index, self._begun.pop(index), now, numbers(step)))
+        if self._examiner.due(index):
             self._examiner.begin(index, now)
-            return
-        self._close_steps()
-        if self._saves(index):
-            self._save(index, now)
-
-    def _saves(self, index: int) -> bool:
-        """Whether a step ends with a checkpoint."""
-        every = self.graph.checkpoint_every
-        last = index + 1 == self.graph.steps
-        return last or (every is not None and (index + 1) % every == 0)
+        else:
+            self._close(index, now)
 
     def _examine(self, now: float) -> None:
         """Go on with the evaluation at the end of a step; when it has ended, the step has."""
-        if self._examiner is None or self._examiner.under_way is None:
-            return
         step = self._examiner.under_way
+        if step is None:
+            return
         for call in step.calls.values():
             if call.name not in step.finished:
                 self._try_call(step, call, now)
-        if len(step.finished) < len(step.calls):
-            return
-        index, done = step.step, self._closing[step.step]
-        self._closing[index] = replace(done, metrics={**done.metrics, **self._examiner.end(now)})
-        self._close_steps()
-        if self._saves(index) or self._examiner.keeps_best:
+        if len(step.finished) == len(step.calls):
+            self._closing.add(step.step, self._examiner.end(now))
+            self._close(step.step, now, evaluated=True)
+
+    def _close(self, index: int, now: float, evaluated: bool = False) -> None:
+        """Tell of a step, unless something still follows at its end; order its checkpoint if it has one."""
+        self._tell()
+        every = self.graph.checkpoint_every
+        due = index + 1 == self.graph.steps or (every is not None and (index + 1) % every == 0)
+        if due or (evaluated and self._examiner.keeps_best):
             self._save(index, now)
 
-    def _close_steps(self) -> None:
-        """Tell of the steps, in order, at whose end nothing follows any more, then of their checkpoints."""
-        for index in sorted(self._closing):
-            under_way = self._examiner.under_way if self._examiner else None
-            if self._dispatches.following(index) or (under_way and under_way.step == index):
-                break
-            self._out.append(self._closing.pop(index))
-        for index in sorted(self._files):
-            if index not in self._closing and not self._dispatches.saving(index):
-                self._out.append(Saved(index, self._files.pop(index), self._snapshots.pop(index)))
+    def _tell(self) -> None:
+        self._out += self._closing.told(self._dispatches, self._examiner.step)
 
     def _save(self, index: int, now: float) -> None:
-        self._snapshots[index] = self._carried
+        self._closing.saves(index, self._carried)
         for model, call in kept(self.graph).items():
             ranks = self.plan.calls[call.name].ranks
             name = f"save:{model}@{index}"
@@ -309,7 +286,7 @@ class Core:
             self._try_function(step, call, now)
         elif step.has_ready(call.name) and self.weights.allow(step, call):
             ids = [sample for unit in step.take(call.name) for sample in unit]
-            like = self._examiner.rollout if self._examiner and call.name == EVAL else call
+            like = self._examiner.like(call)
             edge = self.weights.edge(like)
             if edge is not None:
                 self._move(edge, step, now)
@@ -329,8 +306,8 @@ class Core:
             name += f".{step.step}"
         if step.round:
             name += f".{step.round}"
-        if self._examiner is not None and step is self._examiner.under_way:
-            name += EVAL
+        if step is self._examiner.under_way:
+            name += ".eval"
         self._reallocate(edge, what, name, -1, now)
         self.weights.moved(edge)
 
@@ -357,26 +334,7 @@ class Core:
         version, limit = self.weights.version(call.model), call.sampling.limit(step.step)
         for rank in where.ranks:
             self._out.append(To(rank, Open(self._order, name, call.name, step.step, version, limit)))
-        groups = sorted({sample // call.samples for sample in ids})
-        self._streams[name] = Stream(groups, dict.fromkeys(replicas(where), 0), call.samples)
-        self._feed(self._dispatches[name])
-
-    def _feed(self, dispatch: Dispatch) -> None:
-        """Give waiting prompts to the replicas that owe the least; one group beyond full slots each."""
-        stream = self._streams[dispatch.name]
-        where = self.plan.calls[dispatch.call]
-        given: dict[int, list[int]] = {}
-        while stream.waiting:
-            rank = min(stream.outstanding, key=lambda r: (stream.outstanding[r], r))
-            if stream.outstanding[rank] >= where.slots + stream.samples:
-                break
-            given.setdefault(rank, []).append(stream.waiting.pop(0))
-            stream.outstanding[rank] += stream.samples
-        for rank, groups in given.items():
-            self._out.extend(To(member, Feed(dispatch.name, groups)) for member in replica_of(where, rank))
-        if not stream.waiting and not stream.drained:
-            stream.drained = True
-            self._out.extend(To(rank, Drain(dispatch.name)) for rank in where.ranks)
+        self._out += self._feeding.open(name, call, ids)
 
     def _try_function(self, step: StepReadiness, call: Call, now: float) -> None:
         """Hand ready units to ranks, at most one piece at a time for each rank; the rest is kept."""

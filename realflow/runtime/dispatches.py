@@ -33,17 +33,6 @@ class Dispatch:
     files: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Stream:
-    """A generate dispatch: prompts not yet fed, how many samples each replica still owes, and how many
-    `samples` a prompt has."""
-
-    waiting: list[int]
-    outstanding: dict[int, int]
-    samples: int
-    drained: bool = False
-
-
 class Dispatches:
     """Every dispatch that has not ended, by name, oldest first."""
 
