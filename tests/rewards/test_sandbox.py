@@ -249,6 +249,67 @@ def test_an_ordinary_user_can_contain_programs_too():
     assert [way for way in found if not found[way]] or any(mine.values()), found
 
 
+WITHOUT_NAMESPACES = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+(ready, said), (mapped, tell), user = os.pipe(), os.pipe(), int(sys.argv[1])
+child = os.fork()
+if child == 0:  # a user namespace that allows no further ones: a machine that forbids them, in small
+    assert libc.unshare(0x10000000) == 0
+    os.write(said, b"1")
+    os.read(mapped, 1)
+    open("/proc/sys/user/max_user_namespaces", "w").write("0")
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    for capability in range(64):
+        libc.prctl(24, capability, 0, 0, 0)
+    os.execv(sys.argv[2], [sys.argv[2], "-B", "-c", sys.argv[3], sys.argv[4]])
+os.read(ready, 1)
+for kind in ("uid", "gid"):
+    open(f"/proc/{child}/{kind}_map", "w").write(sys.argv[5])
+os.write(tell, b"1")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+SAY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from realflow.errors import InputError
+from realflow.rewards.sandbox import Sandbox, run_program
+print(Sandbox.check().words)
+try:
+    print(run_program("print(6 * 7)").output)
+except InputError as error:
+    print("refused", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "ids", "words", "ran"),
+    [
+        (1000, "0 0 65536", "programs are contained by Landlock", "b'42\\n'"),
+        (0, "0 0 1", "this machine cannot contain a program", "refused rewards that run code need a sandbox"),
+    ],
+)
+def test_a_machine_without_user_namespaces(user, ids, words, ran):
+    """In earnest: Landlock alone for an ordinary user; nothing for one who cannot become another."""
+    python = "/usr/bin/python3"
+    if (
+        os.geteuid() != 0
+        or not os.access(python, os.X_OK)
+        or problem("landlock")[1]
+        or problem("namespaces")[1]
+    ):
+        pytest.skip("only root can make such a machine, where namespaces and Landlock work")
+    command = [python, "-c", WITHOUT_NAMESPACES, str(user), python, SAY, str(Path(__file__).parents[2]), ids]
+    done = subprocess.run(command, capture_output=True, timeout=60, cwd="/", text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr or "PermissionError" in done.stderr:
+        pytest.skip(f"that user cannot run the package: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith(words) and second.startswith(ran), done.stdout
+
+
 def instructions(text):
     return [struct.unpack("=HBBI", text[at : at + 8]) for at in range(0, len(text), 8)]
 
