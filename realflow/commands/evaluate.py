@@ -127,11 +127,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for greedy in kinds:  # before anything is written: what is wrong with the graph
         drawing(asked, list(problems.rows[0]), range(len(problems.rows)), len(problems.rows), greedy=greedy)
     kept = settings(asked, problems.digest, len(problems.rows), greedy=args.greedy)
+    kept["weights"] = weights(asked.graph)
     folder = Folder(Path(args.output) if args.output else Path("evaluations") / _title(args))
     with _owned(folder.path):
-        folder.begin(
-            kept | {"weights": weights(asked.graph)}, problems, samples=asked.samples, seed=asked.seed
-        )
+        folder.begin(kept, problems, samples=asked.samples, seed=asked.seed)
         for greedy in kinds:
             _draw(folder, asked, problems, args, greedy=greedy)
         _results(folder, asked, args, ks, against)
@@ -242,9 +241,11 @@ def _draw(
         with folder.following(run, samples=samples, greedy=greedy, seed=asked.seed):
             supervise(plan, run, quiet=args.quiet)
     except RunError as error:
-        raise RunError(
-            f"{error}\nWhat was drawn is kept: the same command goes on in {folder.path}"
-        ) from error
+        hint = f"What was drawn is kept: the same command goes on in {folder.path}"
+        raise RunError(f"{error}\n{hint}") from error
+    left = folder.missing(problems, samples=samples, greedy=greedy)
+    if left:
+        raise RunError(f"{run}: the run has ended, but {len(left)} problems lack answers")
 
 
 def _results(

@@ -80,7 +80,11 @@ def ask(
     mapping: dict[str, Any] = graph_to_mapping(graph)
     for key in ("params", "checkpoint"):
         mapping.pop(key, None)
-    mapping["calls"][rollout.name] |= dict(sampling or {})
+    call = mapping["calls"][rollout.name]
+    call.pop("refill", None)  # every problem counts, and each answer may be as long as any
+    if rollout.sampling is not None:
+        call["max_new_tokens"] = rollout.sampling.max_new_tokens
+    call |= dict(sampling or {})
     if seed is not None:
         mapping["seed"] = seed
     if reward is not None:
@@ -92,8 +96,7 @@ def ask(
     found = tuple(sets) or sets_of(graph.data, graph.folder, limit)
     system = "" if sets else graph.data.system or ""
     asked = Asked(mapping, found, rollout.name, judge.name, system)
-    temperature = mapping["calls"][rollout.name].get("temperature", 1.0)
-    if temperature == 0 and asked.samples > 1:
+    if call.get("temperature", 1.0) == 0 and asked.samples > 1:
         message = "at temperature 0 all answers are alike; for greedy ones alone draw 0 samples"
         raise InputError(Problem(message, where="samples"))
     return asked

@@ -12,6 +12,8 @@ from fake_runs import Launcher
 
 import realflow.launch.local
 from realflow.cli import main
+from realflow.graph import find_graph
+from realflow.planfile import Plan
 
 ROWS = [{"problem": f"What is {i} + 1?", "answer": str(i + 1), "source": f"set-{i % 2}"} for i in range(10)]
 QUICK = ("--devices", "1", "--layout", "d1", "--quiet", "--reward", "rewards.boxed")
@@ -227,6 +229,33 @@ def test_a_graph_of_the_users(capsys: pytest.CaptureFixture[str], launcher: Laun
     assert "results: evaluations/mine-own/results.md" in captured.out
 
 
+def test_stages_of_a_length_are_for_training(capsys: pytest.CaptureFixture[str], launcher: Launcher) -> None:
+    text = find_graph("evaluate").read_text()
+    for old, new in (
+        ("max_new_tokens: ${max_new_tokens}", "max_new_tokens: [[2, 16], [null, 48]]"),
+        ("  max_new_tokens: 64\n", ""),
+        ("path: ${model}", "path: small-llama"),
+        ("  model: smollm2-135m-instruct  # a name of `realflow models`, a folder, or a hub id\n", ""),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    Path("staged.yaml").write_text(text)
+    evaluate(capsys, "-o", "out", model="staged.yaml")
+    sampling = launcher.plans[0].graph.calls[0].sampling
+    assert sampling is not None and sampling.limit(0) == 48
+
+
+def test_a_run_that_lacks_answers_is_no_evaluation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgets(plan: Plan, run_dir: Path, *, quiet: bool = False) -> None:
+        run_dir.mkdir(parents=True)
+
+    monkeypatch.setattr(realflow.launch.local, "supervise", forgets)
+    err = refused(capsys, "small-llama", "--limit", "3", *QUICK, "-o", "out", code=1)
+    assert "3 problems lack answers" in err and not Path("out/results.json").exists()
+
+
 def test_humaneval_gets_the_head_of_the_function_as_it_is(
     capsys: pytest.CaptureFixture[str], launcher: Launcher
 ) -> None:
@@ -290,4 +319,4 @@ def test_what_is_wrong_is_said_and_nothing_is_drawn(
 ) -> None:
     argv, message = WRONG[case]
     assert message in refused(capsys, *argv)
-    assert launcher.plans == []
+    assert launcher.plans == [] and not Path("evaluations/small-lama").exists()

@@ -29,7 +29,7 @@ def answers(random: np.random.Generator, problems: int, samples: int) -> np.ndar
     return (random.random((problems, samples)) < hard[:, None]).astype(float)
 
 
-def share_that_holds(how, truth: float, tries: int = 300) -> float:
+def share_that_holds(how, truth: float, tries: int = 200) -> float:
     """How often the interval of `how(random)` holds the truth."""
     held = 0
     for seed in range(tries):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,9 +17,13 @@ import pytest
 from shapes import write
 from tiny import tiny_model
 
+from realflow.api import plan, run
 from realflow.cli import main
 from realflow.engines.generate import NativeEngine, Prompt
 from realflow.engines.samples import Sample as Running
+from realflow.errors import InputError
+from realflow.graph import find_graph, load_graph
+from realflow.runtime.streams import Streams
 
 JUDGE = '''\
 import os
@@ -168,6 +173,31 @@ def test_a_killed_evaluation_goes_on_to_the_same_files_on_two_ranks(
     assert rest.read_bytes().count(b"\n") == COUNT * 3 - before  # nothing that was there came again
 
 
+@pytest.mark.parametrize("found", [True, -1, 1 << 62, "7", None])
+def test_a_draw_id_is_a_number_that_leaves_room_for_samples(found: object) -> None:
+    call = SimpleNamespace(reads={"prompt": "prompt", "draw_id": "place"})
+    data = SimpleNamespace(row=lambda group: {"prompt": "?", "place": found})
+    streams = Streams(SimpleNamespace(graph=None), 0, None, None, data, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"prompt 3: found the draw_id {found!r}"):
+        streams._draw_id(call, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_the_shipped_graphs_run_by_themselves(name: str, place: Path, tmp_path: Path) -> None:
+    """Nothing is trained, so that nothing is saved; the samples are what there is."""
+    settings = ["prompts=3", "samples=2", "max_new_tokens=4", f"model={place / 'model'}"]
+    made = plan(load_graph(find_graph(name), settings), devices=1)
+    result = run(made, run_dir=tmp_path / "run", quiet=True)
+    rows = lines(result.run_dir)
+    assert sorted(row["sample_id"] for row in rows) == list(range(6))
+    assert all({"prompt", "completion", "finish_reason", "length"} <= set(row) for row in rows)
+    assert all(("rewards" in row) == (name == "evaluate") for row in rows)
+    assert "response_length/mean" in result.metrics[0] and len(result.metrics) == 1
+    assert list((result.run_dir / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.full
 @pytest.mark.real_model
 def test_the_small_real_model_on_sums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--samples", "2", "--limit", "4", "--max-new-tokens", "12", "--devices", "1", "--layout", "d1"]
