@@ -269,7 +269,7 @@ def test_nothing_is_evaluated(tmp_path, monkeypatch):
         (r"the roots are \boxed{2} and \boxed{3}", "2, 3"),
         (r"\boxed{2}. Then we check that $2 \cdot 3 = 6$, or so: \boxed{6}", "6"),
         (r"$\boxed{\frac{1}{2}$ is it", r"\frac{1}{2}"),
-        (r"cut in the middle: \boxed{12", "12"),
+        (r"cut in the middle of 123: \boxed{12", None),
         (r"\boxed{7} and then \boxed{}", "7"),
         ("The answer is 12.", "12"),
         ("The final answer is $\\frac{2}{3}$. I hope it is correct.", r"\frac{2}{3}"),

@@ -102,6 +102,8 @@ _KINDS: tuple[Callable[[str, str, Callable[[str, str], bool]], bool | None], ...
     lambda a, t, _: equal_words(a, t),
     values.based,
     relations.approximate,
+    values.combinations,
+    values.clocks,
     lists.matrices,
     relations.regions,
     lists.lists,

@@ -15,8 +15,6 @@ from fractions import Fraction
 
 from realflow.rewards.answers.evaluate import Value, inexact
 
-NEAR = Fraction(1, 500)
-"""How far, relatively, what rounds to a truth may be from it."""
 PLACES = 6
 """Places after the point from which on a decimal stands for a number that has no end."""
 
@@ -75,9 +73,7 @@ def stands_for(answer: Value, written: Decimal | None, truth: Value, expected: D
             return False
         if written is None and not endless(answer):
             return False
-        return bool(
-            distance <= inexact(expected.last) / 2 and distance <= inexact(NEAR) * abs(inexact(truth))
-        )
+        return bool(distance <= inexact(expected.last) / 2)
     if written is None or written.places < PLACES or written.digits < PLACES - 1:
         return False
     return endless(truth) and bool(distance <= inexact(written.last))

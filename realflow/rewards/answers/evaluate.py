@@ -24,6 +24,9 @@ LARGEST_FACTORIAL = 3000
 context: Any = MPContext()
 context.dps = DIGITS
 
+CLOSE = 1e-25
+"""How far apart, relatively, two values of 50 digits may be and count as equal."""
+
 Value: TypeAlias = Any
 """A Fraction, or a number of mpmath."""
 
@@ -34,10 +37,14 @@ class Undefined(Exception):
 
 @dataclass(frozen=True)
 class At:
-    """Where a tree is evaluated: the values of its variables, and the base of a logarithm without one."""
+    """Where a tree is evaluated: the values of its variables, the base of a logarithm without one.
+
+    `real` says that only real numbers are meant, so that nothing in it may be the root of a negative one.
+    """
 
     values: Mapping[str, Fraction]
     log_base: int | None = None
+    real: bool = False
 
 
 def value(tree: Tree, at: At) -> Value:
@@ -53,7 +60,19 @@ def value(tree: Tree, at: At) -> Value:
         raise Undefined(str(error)) from None
     if not isinstance(result, Fraction) and context.isnan(result):
         raise Undefined("not a number")
+    if at.real and not is_real(result):
+        raise Undefined("not a real number")
     return result
+
+
+def is_real(a: Value) -> bool:
+    """Whether a value is real, but for what rounding left."""
+    return isinstance(a, Fraction) or bool(abs(context.im(a)) <= CLOSE * (1 + abs(context.re(a))))
+
+
+def real(a: Value) -> Value:
+    """The real part."""
+    return a if isinstance(a, Fraction) else context.re(a)
 
 
 def _symbol(name: str, at: At) -> Value:

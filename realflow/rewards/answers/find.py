@@ -40,6 +40,7 @@ _CUT = re.compile(
 _SENTENCE = re.compile(
     r"\b(?:is|are|was|were|be|so|thus|hence|therefore|then|we|I|get|gives|equals?|because)\b"
 )
+_AND = re.compile(r",?\s{1,9}(?:and|or)\s{1,9}")
 _LATEX_WORDS = re.compile(r"\\[A-Za-z]+(?:\s*\{[A-Za-z]*matrix\})?")
 
 
@@ -66,6 +67,9 @@ def _extract(text: str) -> str | None:
     marked = _marked(text)
     if marked is not None:
         return marked
+    opened = text.rfind("boxed{")
+    if opened >= 0 and "}" not in text[opened:]:
+        return None  # the text was cut within its answer
     whole = text.strip()
     if whole and _is_answer(whole):
         return whole
@@ -177,7 +181,7 @@ def _is_answer(text: str) -> bool:
     words = re.findall(r"[A-Za-z]{2,}", _LATEX_WORDS.sub(" ", plain))
     if re.match(r"(?i)(?:yes|no|true|false)\b", text.strip()):
         return True
-    return len(words) <= 4 and not re.search(r"[?!:]\s", text) and not _SENTENCE.search(plain)
+    return len(words) <= 6 and not re.search(r"[?!:]\s", text) and not _SENTENCE.search(plain)
 
 
 def _last(text: str) -> str | None:
@@ -185,13 +189,16 @@ def _last(text: str) -> str | None:
     formulas = [match for match in _FORMULA.finditer(text) if re.search(r"[\dA-Za-z]", match.group())]
     numbers = [match for match in _NUMBER.finditer(text) if match.group().strip()]
     if formulas and (not numbers or formulas[-1].end() >= numbers[-1].end()):
-        return _bare(formulas[-1].group())
+        first = len(formulas) - 1
+        while first and _AND.fullmatch(text[formulas[first - 1].end() : formulas[first].start()]):
+            first -= 1
+        return _bare(text[formulas[first].start() : formulas[-1].end()])
     if not numbers:
         return None
     line_start = text.rfind("\n", 0, numbers[-1].start()) + 1
     line_end = text.find("\n", numbers[-1].start())
     line = text[line_start : line_end if line_end >= 0 else len(text)].strip()
-    _, equals, side = line.rpartition("=")
+    _, equals, side = line.rpartition("=" if "=" in line else ": ")
     side = side.strip().removesuffix(".")
     if (
         equals

@@ -10,18 +10,33 @@ import random
 from collections.abc import Iterator
 from fractions import Fraction
 
-from realflow.rewards.answers.evaluate import At, Undefined, Value, arithmetic, context, inexact, value
+from realflow.rewards.answers.evaluate import (
+    CLOSE,
+    At,
+    Undefined,
+    Value,
+    arithmetic,
+    context,
+    inexact,
+    is_real,
+    real,
+    value,
+)
 from realflow.rewards.answers.tree import Apply, Symbol, Tree
 
-CLOSE = 1e-25
-"""How far apart, relatively, two values of 50 digits may be and count as equal."""
+CONSTANTS = {"e", "i", "\\pi", "\\infty", "\\imath"}
+
+
+def letters(tree: Tree) -> set[str]:
+    """The letters of a tree: its variables and constants."""
+    if isinstance(tree, Symbol):
+        return {tree.name}
+    return set().union(*map(letters, tree.args)) if isinstance(tree, Apply) else set()
 
 
 def symbols(tree: Tree) -> set[str]:
     """The variables of a tree."""
-    if isinstance(tree, Symbol):
-        return set() if tree.name in ("e", "i", "\\pi", "\\infty", "\\imath") else {tree.name}
-    return set().union(*map(symbols, tree.args)) if isinstance(tree, Apply) else set()
+    return letters(tree) - CONSTANTS
 
 
 def names(tree: Tree) -> set[str]:
@@ -40,20 +55,10 @@ def close(a: Value, b: Value) -> bool:
     return bool(abs(a - b) <= CLOSE * largest or largest < 1e-38)
 
 
-def is_real(a: Value) -> bool:
-    """Whether a value is real, but for what rounding left."""
-    return isinstance(a, Fraction) or bool(abs(context.im(a)) <= CLOSE * (1 + abs(context.re(a))))
-
-
-def real(a: Value) -> Value:
-    """The real part."""
-    return a if isinstance(a, Fraction) else context.re(a)
-
-
 POINTS = 6
 
 
-def points(variables: set[str], log_base: int | None = None) -> Iterator[At]:
+def points(variables: set[str], log_base: int | None = None, *, reals: bool = False) -> Iterator[At]:
     """Points that say whether two functions of these variables are one, the same in each run: positive
     ones first (of several sizes), then ones of both signs."""
     draw = random.Random(20260401)
@@ -64,7 +69,7 @@ def points(variables: set[str], log_base: int | None = None) -> Iterator[At]:
         for name in ordered:
             sign = 1 if index < POINTS // 2 or draw.random() < 0.3 else -1
             found[name] = Fraction(sign * draw.randrange(low * 7, high * 7), 701)
-        yield At(found, log_base)
+        yield At(found, log_base, reals)
 
 
 def whole_points(variables: set[str]) -> Iterator[At]:
@@ -86,12 +91,21 @@ def identical(a: Tree, b: Tree) -> bool | None:
     bases = (None, 10) if "log" in names(a) | names(b) else (None,)
     found: bool | None = None
     for base in bases:
-        found = _agree(a, b, points(variables, base) if variables else iter([At({}, base)]))
+        found = _agree_in(a, b, variables, base)
         if found:
             return True
     if found is False and variables and variables <= _COUNTING:
         return bool(_agree(a, b, whole_points(variables)))
     return found
+
+
+def _agree_in(a: Tree, b: Tree, variables: set[str], base: int | None) -> bool | None:
+    """By real numbers where these decide, else by complex ones."""
+    if not variables:
+        return _agree(a, b, iter([At({}, base)]))
+    imaginary = {"i", "\\imath"} & (letters(a) | letters(b))
+    found = None if imaginary else _agree(a, b, points(variables, base, reals=True))
+    return _agree(a, b, points(variables, base)) if found is None else found
 
 
 def _agree(a: Tree, b: Tree, at_points: Iterator[At]) -> bool | None:

@@ -57,7 +57,7 @@ def lists(a: str, t: str, judge: Judge) -> bool | None:
         assert one is not None
         if len(one.parts) == 1 and one.left in ("{", ""):
             return judge(one.parts[0], other) if found is not None else judge(other, one.parts[0])
-        if found is one and one.left == "" and len(_distinct(list(one.parts), judge)) == 1:
+        if found is one and one.left == "" and len(one.parts) == 2 and judge(*one.parts):
             return judge(one.parts[0], other)  # said twice: 1/2, or 0.5
         return None if "=" in other else False
     return _equal(found, expected, judge)

@@ -29,6 +29,7 @@ _SIGNS = {
     "：": ":", "；": ";",
     "。": ".", "‘": "'", "’": "'", "′": "'", "“": "", "”": "", '"': "", "\u00a0": " ", "\u202f": r"\,",
     "\u2009": r"\,", "％": "%", "＝": "=", "€": r"\cur ", "£": r"\cur ", "¥": r"\cur ", "₹": r"\cur ",
+    "¢": ' "cents"',
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 
@@ -36,7 +37,9 @@ _WORDS = (
     r"(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm|operatorname\*?|rm|bf|mathsf)"
 )
 _QUOTED = re.compile(rf"\\{_WORDS}\s*\{{([^{{}}]*)\}}")
-_FONT = re.compile(r"\\(?:mathbf|mathit|mathcal|boldsymbol|bm|mathbb)\s*\{\s*([^{}]{0,40})\s*\}")
+_FONT = re.compile(
+    r"\\(?:mathbf|mathit|mathcal|boldsymbol|bm|mathbb)(?:\s*\{\s*([^{}]{0,40})\s*\}|\s+([A-Za-z])(?![A-Za-z]))"
+)
 _KEPT_LETTERS = {"e", "i", "d", "x", "y", "z", "n", "k"}  # \mathrm{e} is a letter, \mathrm{m} a unit
 
 _RULES: list[tuple[re.Pattern[str], str]] = [
@@ -52,7 +55,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|nonumber|rm|bf)(?![A-Za-z])", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\d?t?binom(?![A-Za-z])", r"\\binom"),
-        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|\{?\s*\"degrees\"\s*\}?)", '"degrees"'),
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|\{\s*o\s*\}|\{?\s*\"degrees\"\s*\}?)", '"degrees"'),
         (r"\\(?:degree|deg)(?![A-Za-z])", '"degrees"'),
         (r"\\?%|(?<=[\d}])\s*\b[Pp]er\s?cent(?:age)?\b|\"\s*percent\s*\"", r"\\%"),
         (r"\\(?:leq|leqslant|le)(?![A-Za-z])|<=|=<", r"\\le "),
@@ -74,7 +77,9 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\[dt]?mid(?![A-Za-z])", "|"),
         (r"\\(?:Reals|reals|RR)(?![A-Za-z])", r"\\R "),
         (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus "),
-        (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])|\\inf(?![A-Za-z])", r"\\infty "),
+        (r"\{([^{}]{1,60})\\choose(?![A-Za-z])([^{}]{1,60})\}", r"\\binom{\1}{\2}"),
+        (r"^\s*\\?\{\s*\\?\}\s*$", r"\\emptyset "),
+        (r"(?<![A-Za-z\\])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])|\\inf(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])[pP]i(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt "),
         (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
@@ -83,6 +88,14 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<![\d.,^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
         (r"(\d{0,9}\.\d{0,20}?)(\d{3,20}?)\2+\s*(?:\.\.\.+|\\[lc]?dots|…)", r"\1\\overline{\2}"),
         (r"(\d{0,9}\.\d{0,20}?)(\d{1,2}?)\2{2,40}\s*(?:\.\.\.+|\\[lc]?dots|…)", r"\1\\overline{\2}"),
+        (r"(?<=\d)\s*\"?\s*thousand\b\s*\"?", "*10^{3}"),
+        (r"(?<=\d)\s*\"?\s*million\b\s*\"?", "*10^{6}"),
+        (r"(?<=\d)\s*\"?\s*billion\b\s*\"?", "*10^{9}"),
+        (r"(?<=\d)\s*(?:\^\s*\{?)?\s*\"?\s*(?:st|nd|rd|th)\b\s*\"?\s*\}?", ""),
+        (r"(?<=\d)\s*\"?\s*[Aa]\.?\s?[Mm]\b\.?\s*\"?\s*$", "am"),
+        (r"(?<=\d)\s*\"?\s*[Pp]\.?\s?[Mm]\b\.?\s*\"?\s*$", "pm"),
+        (r"(?<=\d)\s*\"?\s*\bto\b\s*\"?\s*(?=\d)", ":"),
+        (r"(?<=\d)\s*\"?\s*\bout of\b\s*\"?\s*(?=\d)", "/"),
         (r"^\s*(?:\"\s*)?(?:about|approximately|approx\.?|roughly)(?:\s*\"|\s)", ""),
         (r"^\s*\"[^\"]*(?:\bis|\bare|=|:)\s*\"", ""),
         (r",?\s*(?:\"?\s*(?:where|for|with)\s*\"?\s*)?(?<![A-Za-z\\])[a-z]\s*\\in\s*\\[ZN][\s^+]*$", ""),
@@ -179,7 +192,7 @@ def _dollars(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    inner = match[1].strip()
+    inner = (match[1] or match[2] or "").strip()
     if match[0].startswith(r"\mathbb"):
         return rf"\{inner} " if inner in ("R", "Z", "N", "Q", "C") else inner
     return inner if len(inner) == 1 else f'"{inner}"'

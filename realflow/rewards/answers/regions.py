@@ -71,11 +71,14 @@ def _pieces(text: str) -> _Found | None:
         return _without(parts[0], parts[1])
     parts, marks = split(text, "\\cup")
     if not marks:
+        parts, marks = split(text, "\\cap")
+        if marks:
+            return _joined([_pieces(part) for part in parts], together=True, apart=False)
         parts, marks = split(text, ",")
         if marks and not all(_is_relation(part) for part in parts):
             return None
     if marks:
-        return _joined([_pieces(part) for part in parts], marks[0] == ",")
+        return _joined([_pieces(part) for part in parts], together=marks[0] == ",")
     inside = enclosed(text)
     if inside is not None:
         return _bracketed(*inside)
@@ -86,8 +89,9 @@ def _is_relation(text: str) -> bool:
     return bool(split(text, "<", ">", "\\le", "\\ge", "\\ne")[1])
 
 
-def _joined(found: list[_Found | None], together: bool) -> _Found | None:
-    """All pieces of a union; inequalities in a list hold `together` where they can (`x > 2, x < 5`)."""
+def _joined(found: list[_Found | None], *, together: bool, apart: bool = True) -> _Found | None:
+    """All pieces of a union; inequalities in a list hold `together` where they can (`x > 2, x < 5`), else
+    `apart`."""
     if any(part is None for part in found):
         return None
     present = [part for part in found if part is not None]
@@ -98,7 +102,7 @@ def _joined(found: list[_Found | None], together: bool) -> _Found | None:
     kept = present[0][0] if together else []
     for pieces, _ in present[1:]:
         kept = [both for a in kept for b in pieces if (both := _common(a, b)) is not None]
-    return kept or [piece for pieces, _ in present for piece in pieces], name
+    return kept if kept or not apart else [piece for pieces, _ in present for piece in pieces], name
 
 
 def _common(a: Piece, b: Piece) -> Piece | None:

@@ -61,6 +61,12 @@ def parse(text: str, *, tight: bool = False) -> Tree:
     return tree
 
 
+def _is_differential(tree: Tree) -> bool:
+    """Whether a tree is `d`, or `d` times something: what derivatives are written with."""
+    first = tree.args[0] if isinstance(tree, Apply) and tree.name == "mul" else tree
+    return first == Symbol("d")
+
+
 class _Parser:
     """Recursive descent; `tokens` are what is left, the next one last."""
 
@@ -242,6 +248,8 @@ class _Parser:
         above, below = self.argument(), self.argument()
         if isinstance(above, Number) and isinstance(below, Number) and below.value:
             return Number(above.value / below.value)
+        if _is_differential(above) and _is_differential(below):
+            raise Unreadable("a derivative")
         return Apply("div", (above, below))
 
     def command(self, name: str) -> Tree:
@@ -254,7 +262,9 @@ class _Parser:
         if name in GREEK:
             return self.symbol("\\" + name)
         if name in ACCENTS:
-            return self.symbol(f"{name}({self.raw()})")
+            letter = self.raw()
+            unit = letter in ("i", "j", "k") and name in ("hat", "vec")
+            return self.symbol(letter if unit else f"{name}({letter})")
         if name in FUNCTIONS:
             return self.function(_INVERSE.get(name, name))
         if name in SEVERAL:

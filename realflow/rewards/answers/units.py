@@ -92,11 +92,33 @@ def quantity(text: str) -> Quantity:
         angle = text[start:].strip() == '"degrees"' and _TRIGONOMETRY.search(text[:start])
         found = unit_of(text[start:]) if _is_value(text[:start]) and not angle else None
         if found is not None:
-            sure = '"' in text[start:] or re.search("[A-Za-z]{3}", text[start:]) is not None
+            sure = '"' in text[start:] or re.search("[A-Za-z]{2}", text[start:]) is not None
             text, unit = text[:start].strip(), unit if money else found
             break
     percent = text.endswith("\\%")
     return Quantity(text.removesuffix("\\%").strip(), unit, percent, sure)
+
+
+_PART = r'\s*(\d+(?:\.\d+)?)\s*(?:"\s*([A-Za-z]+)\s*"|([A-Za-z]{1,12}))\s*,?'
+_PARTS = re.compile(rf"{_PART}{_PART}(?:{_PART})?")
+
+
+def combined(text: str) -> str | None:
+    """`1 hour 20 minutes` in its last unit: `80 "minutes"`. None for what has no such parts."""
+    match = _PARTS.fullmatch(text)
+    if match is None:
+        return None
+    found = [group for group in match.groups() if group is not None]
+    units = [unit_of(f'"{word}"') for word in found[1::2]]
+    last = units[-1]
+    if (
+        last is None
+        or last.dimension is None
+        or any(u is None or u.dimension != last.dimension for u in units)
+    ):
+        return None
+    total = sum(Fraction(n) * u.factor for n, u in zip(found[::2], units, strict=True) if u) / last.factor
+    return f'{total} "{found[-1]}"'
 
 
 def _tails(text: str) -> list[int]:
@@ -105,8 +127,7 @@ def _tails(text: str) -> list[int]:
     for piece in reversed(list(_PIECE.finditer(text))):
         token = piece.group()
         if token[0] == '"' or (token.isascii() and token.isalpha()):
-            if token != '"degrees"' or not starts:
-                starts.append(piece.start())
+            starts.append(piece.start())
         elif not re.fullmatch(r"\^\s*\{?-?\d\}?|[-/*.\s]+", token):
             break
     return [start - (text[start - 1 : start] == " ") for start in starts[::-1] if start > 0][-8:]
@@ -150,7 +171,7 @@ def unit_of(tail: str) -> Unit | None:
             dimension[kind] = dimension.get(kind, 0) + sign * next_power
             factor *= size ** (sign * next_power)
             last, next_power = low, 1
-        elif low not in ("a", "an", "the", "of"):
+        elif low not in ("a", "an", "the", "of", "radians", "radian", "rad"):
             return Unit(None)
     if not dimension:
         return Unit(None)

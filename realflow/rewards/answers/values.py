@@ -12,7 +12,7 @@ from realflow.rewards.answers.evaluate import Value
 from realflow.rewards.answers.identity import close, constant, identical
 from realflow.rewards.answers.tokens import TooLarge, Unreadable
 from realflow.rewards.answers.tree import parse
-from realflow.rewards.answers.units import Quantity, quantity
+from realflow.rewards.answers.units import Quantity, combined, quantity
 
 
 class UnreadableTruth(ValueError):
@@ -22,7 +22,8 @@ class UnreadableTruth(ValueError):
 Judge = Callable[[str, str], bool]
 
 _CHOICE = re.compile(
-    r"^(?:option|choice|answer)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:]|([A-J])$)\s*(.*)$", re.DOTALL
+    r"^(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Pp]oint)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:]|([A-J])$)\s*(?!\s|,)(.*)$",
+    re.DOTALL,
 )
 _BASED = re.compile(r'^([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*_\s*\{?\s*"?([a-z0-9]+)"?\s*\}?$')
 
@@ -33,7 +34,7 @@ def choices(a: str, t: str, judge: Judge) -> bool | None:
     found = _CHOICE.match(a.replace('"', "").strip())
     if expected is None:
         named = found is not None and not found[3] and found[4].strip()
-        return judge(named, t) if named else None
+        return True if named and judge(named, t) else None
     if found is not None:
         return _letter(found) == _letter(expected)
     value = expected[4].strip()
@@ -52,6 +53,26 @@ def based(a: str, t: str, judge: Judge) -> bool | None:
     digits = [match[1] if match else text.strip() for match, text in ((found, a), (expected, t))]
     bases = {match[2] for match in (found, expected) if match}
     return digits[0].upper().lstrip("0") == digits[1].upper().lstrip("0") and len(bases) == 1
+
+
+def combinations(a: str, t: str, judge: Judge) -> bool | None:
+    """Quantities in several units, `1 hour 20 minutes`."""
+    texts = [combined(text) for text in (a, t)]
+    return judge(texts[0] or a, texts[1] or t) if any(texts) else None
+
+
+_CLOCK = re.compile(r"^(\d{1,2})(?:\s*:\s*(\d{2}))?\s*([ap]m)?$")
+
+
+def clocks(a: str, t: str, judge: Judge) -> bool | None:
+    """Times of day with am or pm, which one of the two may leave out."""
+    found, expected = _CLOCK.match(a), _CLOCK.match(t)
+    if expected is None or not (expected[3] or (found and found[3])):
+        return None
+    if found is None:
+        return False
+    minutes = [(int(match[1]), int(match[2] or 0)) for match in (found, expected)]
+    return minutes[0] == minutes[1] and (found[3] or expected[3]) == (expected[3] or found[3])
 
 
 def quantities(a: str, t: str, judge: Judge) -> bool | None:
@@ -92,7 +113,7 @@ def _angles(found: Quantity, expected: Quantity, judge: Judge) -> bool:
     """Degrees on one side, on the other a multiple of pi without a unit."""
     for one, other in ((found, expected), (expected, found)):
         angle = one.unit is not None and one.unit.dimension == (("angle", 1),)
-        if angle and other.unit is None and "\\pi" in other.value:
+        if angle and (other.unit is None or other.unit.dimension is None) and "\\pi" in other.value:
             return judge(other.value, rf"({one.value})*\pi/180")
     return False
 

@@ -31,7 +31,8 @@ _KNOWN = FUNCTIONS | SEVERAL | GREEK
 
 def _words(text: str) -> str:
     text = re.sub(r'["{}()*_.,;!?]|\\(?![A-Za-z{}])', " ", text.replace("\\{\\}", "empty set"))
-    found = text.replace("\\", " ").replace("'", "").replace("-", " ").casefold().split()
+    text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", " ", text)
+    found = text.replace("\\", " ").replace("'", "").casefold().split()
     return " ".join(word for word in found if word not in _LEFT_OUT)
 
 
