@@ -8,7 +8,6 @@ not be built, and then nothing was run.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -57,9 +56,10 @@ def _run(job: Job, lifeline: int) -> dict[str, object]:
         os.kill(process, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     watch.end_all()
-    if reason == "stopped" and job.way == "namespaces":  # whoever started it may be dead
-        with contextlib.suppress(OSError):
-            os.rmdir(job.scratch)
+    if reason == "stopped":  # whoever started it may be dead
+        import shutil  # not needed otherwise, and each start counts
+
+        shutil.rmtree(job.scratch, ignore_errors=True)
     return {"failed": why.decode()} if why else {"reason": reason, "status": status}
 
 
