@@ -86,7 +86,7 @@ class Seconds:
 
 def worse(one: Source, other: Source) -> Source:
     """The less certain of two sources."""
-    return max(one, other, key=_RANKING.index)
+    return one if one == other else max(one, other, key=_RANKING.index)
 
 
 def make_rates(node: Node, profile: Profile | None = None) -> Rates:
