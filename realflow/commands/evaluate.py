@@ -87,8 +87,12 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, metavar="N", help=f"answers to each problem ({defaults}; 0: greedy alone)"
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help=f"of these ({defaults})")
-    parser.add_argument("--top-p", type=float, metavar="P", help=f"of these ({defaults})")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help=f"at which they are drawn ({defaults})"
+    )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help=f"share of likely tokens to draw from ({defaults})"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"where answers are cut off ({defaults})"
     )
