@@ -102,6 +102,7 @@ _KINDS: tuple[Callable[[str, str, Callable[[str, str], bool]], bool | None], ...
     lambda a, t, _: equal_words(a, t),
     values.based,
     relations.approximate,
+    relations.congruences,
     values.combinations,
     values.clocks,
     lists.matrices,

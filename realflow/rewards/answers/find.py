@@ -41,6 +41,7 @@ _SENTENCE = re.compile(
     r"\b(?:is|are|was|were|be|so|thus|hence|therefore|then|we|I|get|gives|equals?|because)\b"
 )
 _AND = re.compile(r",?\s{1,9}(?:and|or)\s{1,9}")
+_EMPHASIS = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _LATEX_WORDS = re.compile(r"\\[A-Za-z]+(?:\s*\{[A-Za-z]*matrix\})?")
 
 
@@ -73,7 +74,7 @@ def _extract(text: str) -> str | None:
     whole = text.strip()
     if whole and _is_answer(whole):
         return whole
-    return _last(text[-4000:])
+    return _bold(text[-4000:]) or _last(text[-4000:])
 
 
 def last_box(text: str) -> str | None:
@@ -171,6 +172,16 @@ def _bare(text: str) -> str:
     return (
         re.sub(r"\$+|(?<!\\)\\[()\[\]]", " ", text).strip() if not re.search(r"\\\$", text) else text.strip()
     )
+
+
+def _bold(text: str) -> str | None:
+    """What is bold in the last line, where that is a number or a formula."""
+    lines = text.strip().rsplit("\n", 1)
+    found = [match[1].strip() for match in _EMPHASIS.finditer(lines[-1])]
+    found = [
+        part for part in found if re.search(r"\d|\\[a-z]", part) and not re.search("[A-Za-z]{3}.*[:.]", part)
+    ]
+    return _bare(found[-1]) if found else None
 
 
 def _is_answer(text: str) -> bool:

@@ -19,6 +19,8 @@ from realflow.rewards.answers.tree import parse
 
 Judge = Callable[[str, str], bool]
 MOST_ITEMS = 64
+_SIGNS = re.compile(r"\\(?:pm|mp)(?![a-z])")
+_UPPER, _LOWER = {"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}
 
 
 def matrices(a: str, t: str, judge: Judge) -> bool | None:
@@ -82,14 +84,13 @@ def _listed(text: str) -> Items | None:
 
 
 def _has_signs(text: str) -> bool:
-    return "\\pm" in text or "\\mp" in text
+    return _SIGNS.search(text) is not None
 
 
 def _signs(text: str) -> tuple[str, ...]:
     if not _has_signs(text):
         return (text,)
-    upper = text.replace("\\pm", "+").replace("\\mp", "-")
-    return upper, text.replace("\\pm", "-").replace("\\mp", "+")
+    return _SIGNS.sub(lambda match: _UPPER[match[0]], text), _SIGNS.sub(lambda match: _LOWER[match[0]], text)
 
 
 def _equal(found: Items, expected: Items, judge: Judge) -> bool:

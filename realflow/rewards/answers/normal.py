@@ -49,7 +49,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<!\\)\\(?:[,:;> ]|quad(?![a-z])|qquad(?![a-z])|hspace\{[^{}]*\}|enspace|thinspace)|~", " "),
         (r"\\!", ""),
         (r"\s+", " "),  # before the rules that look for space: they are then linear
-        (r"\{\s*,\s*\}", ","),
+        (r"\{\s*([,:])\s*\}", r"\1"),
+        (r"\(?\s*(?:\\[pb]?mod|\"\s*mod\s*\"|\bmod\b)\s*\{?\s*(\w+)\s*\}?\s*\)?\s*$", r" \\pmod \1"),
         (r"\\m?(?:left|right|middle)(?![A-Za-z])\.?", ""),
         (r"\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|nonumber|rm|bf)(?![A-Za-z])", " "),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from realflow.rewards.answers.identity import proportional
+from realflow.rewards.answers.identity import constant, proportional
 from realflow.rewards.answers.normal import squeezed
 from realflow.rewards.answers.regions import equal_regions, region
 from realflow.rewards.answers.split import split
@@ -79,6 +79,25 @@ def _difference(sides: list[str], *, turned: bool = False) -> Tree:
     if turned:
         left, right = right, left
     return Apply("add", (left, Apply("neg", (right,))))
+
+
+def congruences(a: str, t: str, judge: Judge) -> bool | None:
+    """Residues, `x \\equiv 3 \\pmod 4`: of one modulus, apart by a multiple of it; one may leave it out."""
+    sides = [split(text, "\\pmod")[0] for text in (a, t)]
+    if max(map(len, sides)) == 1:
+        return None
+    left = [side[0].replace("=", "\\equiv ") for side in sides]
+    residues = [split(text, "\\equiv")[0][-1] for text in left]
+    moduli = [side[1] for side in sides if len(side) == 2]
+    if judge(*residues):
+        return len(moduli) == 1 or judge(*moduli)
+    try:
+        found, expected, modulus = (constant(parse(text)) for text in (*residues, moduli[-1]))
+    except (Unreadable, TooLarge):
+        return False
+    if len(moduli) < 2 or not judge(*moduli) or found is None or expected is None or not modulus:
+        return False
+    return bool((found - expected) % modulus == 0)
 
 
 def equations(a: str, t: str, judge: Judge) -> bool | None:

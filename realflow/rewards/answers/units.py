@@ -117,6 +117,9 @@ def combined(text: str) -> str | None:
         or any(u is None or u.dimension != last.dimension for u in units)
     ):
         return None
+    sizes = [unit.factor for unit in units if unit]
+    if sizes != sorted(set(sizes), reverse=True):
+        return None
     total = sum(Fraction(n) * u.factor for n, u in zip(found[::2], units, strict=True) if u) / last.factor
     return f'{total} "{found[-1]}"'
 
@@ -135,6 +138,8 @@ def _tails(text: str) -> list[int]:
 
 def _is_value(text: str) -> bool:
     """Whether what stands before a unit can be a value: it holds a digit or pi, or is one letter."""
+    if re.search(r"[-+*/^=(]\s*$", text):
+        return False
     return bool(re.search(r"\d|\\pi", text)) or bool(re.fullmatch(r"\s*[a-z]\s*", text))
 
 
