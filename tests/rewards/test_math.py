@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from realflow.engines.functions import load_callable
+from realflow.engines.functions import load_callable, run_call
 from realflow.errors import InputError, RunError
+from realflow.graph import load_graph
 from realflow.graph.builtins import BUILTINS
 from realflow.rewards import MODULES
 from realflow.rewards import math as module
@@ -87,3 +88,32 @@ def test_graphs_find_it():
     assert load_callable("rewards.math") is math
     declared = {name.removeprefix("rewards.") for name in BUILTINS if name.startswith("rewards.")}
     assert declared <= set(MODULES)
+
+
+GRAPH = """
+name: answers
+models:
+  actor: {path: somewhere, optimizer: {name: adamw, lr: 1e-5}}
+data: {source: jsonl, path: a.jsonl, fields: {prompt: prompt, answer: answer}}
+calls:
+  rollout: {model: actor, op: generate, batch: 2 prompts, samples: 2, max_new_tokens: 4}
+  reward: {op: function, use: rewards.math, options: {seconds: 4.0, on_timeout: wrong}}
+  credit: {op: function, use: advantages.grpo}
+  train: {model: actor, op: train, use: losses.ppo_clip}
+steps: 1
+"""
+
+
+def test_in_a_graph(tmp_path):
+    (tmp_path / "graph.yaml").write_text(GRAPH)
+    (tmp_path / "a.jsonl").write_text("")
+    graph = load_graph(tmp_path / "graph.yaml")
+    call = graph.call("reward")
+    values = {"completion": [r"\boxed{x+1}", "5", "six"], "answer": ["1+x", None, 5]}
+    arguments = [0, 1, 2], values, [1, 1, 1], graph.extents, graph.dtypes
+    found = run_call(load_callable("rewards.math"), call, *arguments)
+    assert found.fields == {"rewards": [1.0, None, 0.0]}
+    assert found.metrics["reward/math/no_truth"] == found.metrics["reward/math/missing"] == 1 / 3
+    (tmp_path / "graph.yaml").write_text(GRAPH.replace("on_timeout: wrong", "on_timeout: zero"))
+    with pytest.raises(InputError, match="on_timeout"):
+        load_graph(tmp_path / "graph.yaml")

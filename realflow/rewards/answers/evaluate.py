@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 from mpmath import MPContext
@@ -130,9 +129,9 @@ def power(a: Value, b: Value) -> Value:
     """`a` to the `b`: exact where both are; a real root of a negative number where there is one."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1:
-            if abs(a) in (0, 1):
-                return a ** (int(b) if a == 0 else int(b) % 2) if a else a ** int(b)
-            if _bits(a) * abs(b.numerator) > MOST_BITS:
+            if abs(a) == 1:
+                return a ** (int(b) % 2)
+            if a and _bits(a) * abs(b.numerator) > MOST_BITS:
                 raise TooLarge("a power too large")
             return a ** int(b)
         if a < 0 and b.denominator % 2 == 1:
@@ -158,16 +157,8 @@ def _factorial(a: Value) -> Value:
             raise Undefined("a factorial of a negative number")
         if a > LARGEST_FACTORIAL:
             raise TooLarge("a factorial too large")
-        return Fraction(int(context.factorial(0)) * _integer_factorial(int(a)))
+        return Fraction(math.factorial(int(a)))
     return _gamma(inexact(a) + 1)
-
-
-@lru_cache(maxsize=64)
-def _integer_factorial(number: int) -> int:
-    result = 1
-    for factor in range(2, number + 1):
-        result *= factor
-    return result
 
 
 def _gamma(a: Any) -> Any:
@@ -181,16 +172,9 @@ def _binomial(n: Value, k: Value) -> Value:
     if exact and 0 <= k <= n:
         if n > 2 * LARGEST_FACTORIAL:
             raise TooLarge("a binomial coefficient too large")
-        return _factorial_ratio(int(n), min(int(k), int(n) - int(k)))
+        return Fraction(math.comb(int(n), int(k)))
     n, k = inexact(n), inexact(k)
     return _gamma(n + 1) / _gamma(k + 1) / _gamma(n - k + 1)
-
-
-def _factorial_ratio(n: int, k: int) -> Fraction:
-    result = Fraction(1)
-    for step in range(1, k + 1):
-        result = result * (n - k + step) / step
-    return result
 
 
 def _several(name: str, found: list[Value]) -> Value:
@@ -232,11 +216,7 @@ def _function(name: str, a: Value, b: Value, at: At) -> Value:
     if name == "exp":
         return power(context.e, a)
     if name == "cbrt":
-        return (
-            power(Fraction(a) if isinstance(a, int) else a, context.mpf(1) / 3)
-            if a >= 0
-            else -power(-a, context.mpf(1) / 3)
-        )
+        return context.sign(a) * power(abs(a), context.mpf(1) / 3)
     if context.isfinite(a) and abs(a) > 10**12:
         raise TooLarge(f"{name} of a number too large")
     known = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
