@@ -42,11 +42,13 @@ DTYPES |= {"group_id": "int", "chosen": "bool", "advantages": "float"}
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, how it is normalised, and how many tokens a micro-batch has; `mistake` is one built in."""
+    """A loss, how it is normalised, how many tokens a micro-batch has, and the layout; `mistake` is one
+    built in."""
 
     loss: str
     normalise: Normalise = "sequence"
     budget: int = 20
+    layout: str = "d2"
     mistake: str = ""
 
     @property
@@ -56,7 +58,7 @@ class Case:
     @property
     def name(self) -> str:
         how = self.normalise if isinstance(self.normalise, str) else "constant"
-        return "-".join(filter(None, [self.loss, how, str(self.budget), self.mistake]))
+        return "-".join(filter(None, [self.loss, how, str(self.budget), self.layout, self.mistake]))
 
 
 CASES = [
@@ -64,6 +66,8 @@ CASES = [
     Case("dpo", budget=1000),
     Case("ipo", budget=1),
     Case("reward_model"),
+    Case("reward_model", layout="t2"),
+    Case("reward_model", layout="p2"),
     Case("gspo"),
     Case("ppo_clip", {"constant": 32}),
 ]
@@ -207,12 +211,12 @@ def worker(rank: int, folder: Path, ranks: int) -> None:
         world_size=ranks,
         timeout=timedelta(seconds=120),
     )
-    mesh = DeviceMesh(tuple(range(ranks)), Layout(dp=ranks))
-    place = Place.of(
-        mesh, rank, {members: dist.new_group(list(members)) for members in sorted(groups_of(mesh))}
-    )
+    layouts = {case.layout for case in CASES}
+    meshes = {text: DeviceMesh(tuple(range(ranks)), Layout.parse(text)) for text in sorted(layouts)}
+    needed = sorted(set().union(*(groups_of(mesh) for mesh in meshes.values())))
+    groups = {members: dist.new_group(list(members)) for members in needed}
     for case in (*CASES, *CONTROLS):
-        result = run_case(folder, case, place)
+        result = run_case(folder, case, Place.of(meshes[case.layout], rank, groups))
         (folder / f"{case.name}.{rank}.json").write_text(json.dumps(result))
         dist.barrier()
     dist.destroy_process_group()
