@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
-from realflow.rewards.answers import extract, quick, same, symbolic
+from realflow.rewards.answers import extract, judged, quick, same, symbolic
 from realflow.rewards.math import math, truths_of
 
 HERE = Path(__file__).parent
@@ -257,6 +257,19 @@ def test_nothing_is_evaluated(tmp_path, monkeypatch):
         assert same(text, "1") is False and same(text, r"\sum_{k=1}^{5} k") is False
     assert not place.exists()
     assert same(r"\sum_{k=1}^{4} k", "10") and parsed, "the control: math-verify was asked"
+
+
+def test_an_answer_that_sympy_fails_on_is_wrong_and_a_truth_is_an_error(monkeypatch):
+    def verify(expected, found, **_):
+        if sympy.Symbol("q", real=True) in (expected.free_symbols | found.free_symbols):
+            raise ValueError("sympy gives up")
+        return False
+
+    monkeypatch.setattr("math_verify.verify", verify)
+    good, bad = r"\sum_{k=1}^{n} k", r"\sum_{k=1}^{n} q"
+    assert judged(bad, good) is False
+    with pytest.raises(ValueError, match="gives up"):
+        judged(good, bad)
 
 
 @pytest.mark.parametrize(

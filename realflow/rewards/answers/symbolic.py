@@ -15,6 +15,7 @@ from typing import Any
 LONGEST = 400
 """Characters of the longest text that is handed over."""
 _MOST_NODES = 400
+_ERRORS = (ValueError, TypeError, AttributeError, NotImplementedError, ArithmeticError, RecursionError)
 _REFUSED = re.compile(
     r"\^\s*\{?[^{}^]*\}?\s*\^\s*\{?[^{}^]*\}?\s*\^|\d{40}|\\(?:input|include|def|write|operatorname)"
 )
@@ -23,7 +24,8 @@ _REFUSED = re.compile(
 def equal(answer: str, truth: str) -> bool | None:
     """Whether math-verify finds two normal texts equal; None where it cannot read the truth.
 
-    An answer that it cannot read is different. What sympy raises in comparing them is raised.
+    An answer that it cannot read is different, and so is one that sympy fails on. Where sympy fails on the
+    truth, what it raises is raised.
     """
     expected = _parsed(truth)
     if expected is None:
@@ -31,6 +33,14 @@ def equal(answer: str, truth: str) -> bool | None:
     found = _parsed(answer)
     if found is None:
         return False
+    try:
+        return _verified(found, expected)
+    except _ERRORS:
+        _verified(expected, expected)  # raises where it is the truth that sympy cannot deal with
+        return False
+
+
+def _verified(found: Any, expected: Any) -> bool:
     from math_verify import verify
 
     return bool(verify(expected, found, timeout_seconds=None, raise_on_error=True))

@@ -53,7 +53,7 @@ _UNITS: MappingProxyType[str, tuple[str, Fraction]] = MappingProxyType(
 _SPEEDS = {"mph": "mile/hour", "kmh": "km/hour", "kph": "km/hour", "kmph": "km/hour", "fps": "foot/second"}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _UNIT_WORDS = {"unit", "units"}
-_LETTERS = {"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K", "C", "F", "l", "k"}
+_LETTERS = {"m", "s", "g", "h", "L", "N", "J", "W", "V", "A", "K", "C", "F", "l"}
 
 _TRIGONOMETRY = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _PIECE = re.compile(r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]+|\^\s*\{-?\d\}|\^\s*-?\d|[-/*.\s]+|.', re.DOTALL)

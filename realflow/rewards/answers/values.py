@@ -84,9 +84,14 @@ def quantities(a: str, t: str, judge: Judge) -> bool | None:
         return False
     if found.percent != expected.percent:
         return _percent(found, expected, judge)
-    if _equal(found, expected, judge):
-        return True
-    return False if found.sure and expected.sure else None
+    sure = found.sure and expected.sure
+    try:
+        if _equal(found, expected, judge):
+            return True
+    except UnreadableTruth:  # it may be readable with what was taken for a unit
+        if sure:
+            raise
+    return False if sure else None
 
 
 def _equal(found: Quantity, expected: Quantity, judge: Judge) -> bool:
