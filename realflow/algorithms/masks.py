@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from realflow.data.batch import to_tokens
 from realflow.graph.builtins import check_options
 
 
@@ -24,3 +25,19 @@ def m2po(
     means = rising.cumsum(0) / torch.arange(1, len(rising) + 1, device=rising.device)
     kept = int((means < threshold).sum())  # means of rising values never fall
     return mask if kept == len(rising) else mask & (squares < rising[kept])
+
+
+def selected(
+    loss_mask: torch.Tensor,
+    selected: torch.Tensor,
+    rewards: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    above: float = 0.0,
+) -> torch.Tensor:
+    """The tokens of `loss_mask` (bool [T]) in samples that are `selected` (bool [S]) and whose reward
+    ([S]) is over `above`: bool [T]. What RAFT (arXiv 2304.06767) is fine-tuned on.
+
+    Samples without a reward (NaN) are left out.
+    """
+    return loss_mask.bool() & to_tokens(selected.bool() & (rewards > above), lengths)

@@ -102,6 +102,17 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 ranges={"threshold": Range(above=0)},
             ),
             _declare(
+                "masks.selected",
+                "function",
+                (
+                    LOSS_MASK,
+                    FieldUse("selected", "selected", "sample", "bool"),
+                    FieldUse("rewards", "rewards", "sample", "float"),
+                ),
+                (FieldUse("selected_mask", "selected_mask", "token", "bool"),),
+                options={"above": 0.0},
+            ),
+            _declare(
                 "running.adaptive_kl",
                 "function",
                 (

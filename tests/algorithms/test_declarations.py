@@ -66,6 +66,7 @@ VALUES = {
     "finish_reason": ["stop", "length"],
     "mask": torch.tensor([False, True, True]),
     "chosen": torch.tensor([True, False]),
+    "selected": torch.tensor([True, False]),
     # Rewards of texts: of none, since it is their options that are asked about.
     **dict.fromkeys(
         ["completion", "answer", "tests", "prompt", "test", "entry_point", "numbers", "target", "entry"], ()

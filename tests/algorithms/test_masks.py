@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realflow.algorithms.masks import m2po
+from realflow.algorithms.masks import m2po, selected
 from realflow.errors import InputError
 
 gaps = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, -0.1, 0.2, 0.3, -0.5, 2.0])), max_size=20)
@@ -50,3 +50,14 @@ def test_a_far_token_goes_and_near_ones_stay() -> None:
     assert masked([]).tolist() == [] and masked([(False, 9.0)]).tolist() == [False]
     with pytest.raises(InputError, match="threshold must be a number above 0"):
         masked(rows, threshold=0.0)
+
+
+def test_only_selected_answers_with_a_reward_are_learned() -> None:
+    mask = torch.tensor([False, True, True, False, True, True, True])
+    lengths = torch.tensor([3, 2, 1, 0, 1])
+    chosen = torch.tensor([True, True, False, True, True])
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, float("nan")])
+    first = [False, True, True, False, False, False, False]
+    assert selected(mask, chosen, rewards, lengths).tolist() == first
+    assert not selected(mask, chosen, rewards, lengths, above=1.0).any()
+    assert selected(mask, chosen, rewards, lengths, above=-1.0)[4], "the control: a reward of 0 is above -1"
