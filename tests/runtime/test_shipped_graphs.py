@@ -31,7 +31,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
 }
 ELSEWHERE = {"grpo", "grpo_lora", "ppo", "sft", "dpo", "reward_model", "evaluate", "generate"}
 """Graphs that other tests run."""
-QUICK = ("dapo", "m2po", "raft", "remax")
+QUICK = ("dapo", "raft")
 
 
 @pytest.fixture(scope="module")
