@@ -297,20 +297,16 @@ class Rates:
         which is computed for all, takes longer."""
         assert self._measured is not None
         whole = one.tokens + one.context
-        share = one.tokens / whole
-        alone = replace(
-            one,
-            context=0,
-            pairs=one.pairs * share,
-            windowed=tuple((window, pairs * share) for window, pairs in one.windowed),
-        )
         length = max(1.0, 2 * one.pairs / whole - 1)
         more = self._measured.spread(doing, decoder, kind, dtype, cut.t, busy, one.tokens, whole, length)
-        if more is None:  # a profile of a time when this was not measured
-            alone = replace(one, context=0)
+        if (
+            more is None
+        ):  # a profile of a time when this was not measured: all pairs are those of longer samples
+            return self._layer(decoder, kind, cut, replace(one, context=0), doing, dtype, busy)
+        share = one.tokens / whole
+        windowed = tuple((window, pairs * share) for window, pairs in one.windowed)
+        alone = replace(one, context=0, pairs=one.pairs * share, windowed=windowed)
         found = self._layer(decoder, kind, cut, alone, doing, dtype, busy)
-        if more is None:
-            return found
         return found + Seconds(more[0], "measured" if more[1] else "extrapolated")
 
     def _layer_roof(self, decoder: Decoder, kind: int, cut: Cut, one: Pass, doing: str, dtype: str) -> float:

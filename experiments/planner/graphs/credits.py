@@ -10,15 +10,6 @@ Floats = Sequence[float]
 
 
 @function(
-    reads={"rewards": "sample float", "greedy_rewards": "sample float"},
-    writes={"advantages": "sample float"},
-)
-def remax(rewards: Floats, greedy_rewards: Floats) -> list[float]:
-    """The reward of a sample above that of the greedy answer."""
-    return [own - greedy for own, greedy in zip(rewards, greedy_rewards, strict=True)]
-
-
-@function(
     reads={
         "helpful_rewards": "sample float",
         "harmless_rewards": "sample float",
