@@ -1,12 +1,18 @@
 """Estimates against reality: plans are predicted from a profile of this machine, run, and compared.
 
     python experiments/estimates/study.py profile                     # under 4 minutes for each model
-    python experiments/estimates/study.py measure                     # every plan, about 40 minutes
+    python experiments/estimates/study.py measure                     # every plan, about an hour
     python experiments/estimates/study.py measure --only 10m-grpo/d2 135m-grpo
     python experiments/estimates/study.py compare                     # predicts again, runs nothing
 
-Every run is stored when it ends (results/runs/<pair>/<plan>.json), and is not repeated while it is there
-(`--again` repeats it). `compare` prints the table and stores it as results/estimates.json.
+Every run is stored when it ends (results/runs/<pair>/<plan>.json), and is not repeated while there are as
+many as asked for (`--again` begins anew). All plans are run once before any is run again, so that no plan
+has all its runs in a slow hour of the machine. `compare` prints the table and stores it as
+results/estimates.json.
+
+Machines are shared: the same run takes a fifth longer at one moment than at another. Beside every run a fixed
+piece of work is measured (`realflow.profiling.yardstick`), as before and after the profile. Measured seconds
+are given as they were, and as they would have been at the profile's pace: against these predictions are held.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from workloads import PAIRS, Pair, Setup, model_path, overrides  # noqa: E402
 
 from planner.profile import read_profile  # noqa: E402
 from realflow.api import plan, run  # noqa: E402
+from realflow.commands.profile import YARDSTICK_SECONDS, measure_yardstick  # noqa: E402
 from realflow.planfile import Plan  # noqa: E402
 
 RESULTS = HERE / "results"
@@ -57,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Predicted against measured seconds of plans.")
     parser.add_argument("what", choices=["profile", "measure", "compare"])
     parser.add_argument("--only", nargs="+", default=[], metavar="PAIR[/PLAN]", help="some pairs, or plans")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each plan (default: 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each plan (default: 3)")
     parser.add_argument(
         "--params", nargs="+", default=[], metavar="KEY=VALUE", help="other params, to try the pieces quickly"
     )
@@ -92,18 +99,21 @@ def profile(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Run the plans that are not stored yet."""
-    for name, pair, plan_name, setup in _chosen(args.only):
-        path = args.runs / name / f"{plan_name}.json"
-        if path.exists() and not args.again:
-            print(f"{name}/{plan_name}: stored already")
-            continue
-        made = _plan(pair, setup, args.params)
-        repeats = [
-            _run(made, Path("runs") / "estimates" / f"{name}-{plan_name}") for _ in range(args.repeats)
-        ]
-        record(path, {"pair": name, "plan": plan_name, "steps": pair.steps, "runs": repeats})
-        print(f"{name}/{plan_name}: {statistics.fmean(_step(r) for r in repeats):.3f} s a step", flush=True)
+    """Run the plans that are not stored yet, until each has been run as often as asked for."""
+    chosen = list(_chosen(args.only))
+    if args.again:
+        for name, _, plan_name, _ in chosen:
+            (args.runs / name / f"{plan_name}.json").unlink(missing_ok=True)
+    for repeat in range(args.repeats):
+        for name, pair, plan_name, setup in chosen:
+            path = args.runs / name / f"{plan_name}.json"
+            runs = json.loads(path.read_text())["results"]["runs"] if path.exists() else []
+            if len(runs) > repeat:
+                continue
+            found = _run(_plan(pair, setup, args.params), Path("runs") / "estimates" / f"{name}-{plan_name}")
+            record(path, {"pair": name, "plan": plan_name, "steps": pair.steps, "runs": [*runs, found]})
+            told = f"{_step(found):.3f} s a step, beside a yardstick of {1e3 * found['yardstick']:.2f} ms"
+            print(f"{name}/{plan_name}: {told}", flush=True)
     return 0
 
 
@@ -121,12 +131,15 @@ def _plan(pair: Pair, setup: Setup, params: Sequence[str]) -> Plan:
 def _run(made: Plan, folder: Path) -> dict[str, Any]:
     """One run: the seconds of its steps and calls, and the lengths of its samples."""
     shutil.rmtree(folder, ignore_errors=True)
+    before = measure_yardstick(YARDSTICK_SECONDS)
     rows = run(made, run_dir=folder, quiet=True).metrics
+    beside = (before + measure_yardstick(YARDSTICK_SECONDS)) / 2
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in lines]
     kept = [s for s in samples if s["step"] >= WARM]
     names = [name for name in rows[-1] if name.startswith("timing_s/")]
     return {
+        "yardstick": beside,
         "seconds": {
             name.removeprefix("timing_s/"): [row[name] for row in rows[WARM:] if name in row]
             for name in names
@@ -157,7 +170,7 @@ def _common(made: Plan, prompts: Sequence[str]) -> int:
 
 
 def _step(result: Mapping[str, Any]) -> float:
-    return statistics.median(result["seconds"]["step"])
+    return statistics.fmean(result["seconds"]["step"])
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -173,7 +186,8 @@ def compare(args: argparse.Namespace) -> int:
             known[pair.model] = read_profile(args.profiles / f"{pair.model}.json")
         made = _plan(pair, setup, args.params)
         found = predict(made, known[pair.model], first["lengths"], first["common"])
-        rows.append(_row(name, plan_name, setup.devices, stored["runs"], found))
+        yardstick = known[pair.model].constants["yardstick"]
+        rows.append(_row(name, plan_name, setup.devices, stored["runs"], found, yardstick))
     if not rows:
         print(f"nothing is measured in {args.runs}: run `measure` first", file=sys.stderr)
         return 2
@@ -195,15 +209,24 @@ def _lengths_of(runs: Path, name: str, stored: Mapping[str, Any]) -> Mapping[str
 
 
 def _row(
-    pair: str, name: str, devices: int, runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]
+    pair: str,
+    name: str,
+    devices: int,
+    runs: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    yardstick: float,
 ) -> dict[str, Any]:
-    """One plan: predicted and measured seconds of the step and of each call."""
-    steps = [_step(result) for result in runs]
+    """One plan: predicted and measured seconds of the step and of each call, at the pace of the profile, when
+    the fixed piece of work took `yardstick` seconds."""
+    pace = [result["yardstick"] / yardstick for result in runs]
+    steps = [_step(result) / slower for result, slower in zip(runs, pace, strict=True)]
     measured = statistics.fmean(steps)
     calls = {
         call: {
             "predicted": found["calls"][call],
-            "measured": statistics.fmean(statistics.median(r["seconds"][call]) for r in runs),
+            "measured": statistics.fmean(
+                statistics.fmean(r["seconds"][call]) / slower for r, slower in zip(runs, pace, strict=True)
+            ),
         }
         for call in found["calls"]
         if all(result["seconds"].get(call) for result in runs)
@@ -214,6 +237,8 @@ def _row(
         "ranks": devices,
         "predicted": found["step"],
         "measured": measured,
+        "as_measured": statistics.fmean(_step(result) for result in runs),
+        "pace": statistics.fmean(pace),
         "error": found["step"] / measured - 1,
         "noise": (max(steps) - min(steps)) / 2 / measured,
         "calls": calls,
@@ -259,7 +284,9 @@ def correlation(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _show(rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> None:
-    table = Table("plan", "ranks", "predicted s", "measured s", "error", "repeat noise", "calls: error")
+    table = Table(
+        "plan", "ranks", "predicted s", "measured s", "at its pace", "error", "repeat noise", "calls: error"
+    )
     for row in rows:
         calls = " ".join(
             f"{name} {call['predicted'] / call['measured'] - 1:+.0%}"
@@ -270,6 +297,7 @@ def _show(rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> None
             f"{row['pair']}/{row['plan']}",
             str(row["ranks"]),
             f"{row['predicted']:.3f}",
+            f"{row['as_measured']:.3f}",
             f"{row['measured']:.3f}",
             f"{row['error']:+.1%}",
             f"{row['noise']:.1%}",

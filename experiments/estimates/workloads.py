@@ -80,7 +80,6 @@ _PPO: Mapping[str, Setup] = {
 
 PAIRS: Mapping[str, Pair] = {
     "10m-grpo": Pair("10m", "grpo", {"prompts": 8, "samples": 8, "max_new_tokens": 64}, 6, _GRPO),
-    "10m-ppo": Pair("10m", "ppo", {"prompts": 64, "max_new_tokens": 32}, 6, _PPO),
     "40m-ppo": Pair("40m", "ppo", {"prompts": 16, "max_new_tokens": 48}, 5, _PPO),
     "135m-grpo": Pair("135m", "grpo", {"prompts": 8, "samples": 8, "max_new_tokens": 16}, 5, _GRPO),
 }

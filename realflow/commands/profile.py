@@ -29,6 +29,8 @@ SECONDS = 170.0
 """Of measuring. Starting the ranks and the bookkeeping come on top, about half a minute."""
 BUSY = 0.1
 """Noise above which the machine was not quiet."""
+YARDSTICK_SECONDS = 3.0
+"""Of the fixed piece of work, before and after everything else."""
 START_SECONDS = 300
 """In which ranks have started, even on a busy machine."""
 PATIENCE = 8
@@ -82,8 +84,10 @@ def run_profile(args: argparse.Namespace) -> None:
     told = ", ".join(one.name for one in subjects)
     say(f"measuring {told} with up to {node.devices} ranks, about {args.seconds + 30:.0f} s")
     with tempfile.TemporaryDirectory(prefix="realflow-profile-") as folder, stop_signals():
+        before = measure_yardstick(YARDSTICK_SECONDS)
         rows = measure(request, Path(folder))
-        constants = measure_bookkeeping(Path(folder))
+        beside = (before + measure_yardstick(YARDSTICK_SECONDS)) / 2
+        constants = {**measure_bookkeeping(Path(folder)), "yardstick": beside}
     content = document(found, subjects, rows, constants)
     path = write(content, Path(args.output) if args.output else default_path(found))
     noise = sorted(row["noise"] for row in rows if row["noise"] != ONCE) or [ONCE]
@@ -159,6 +163,16 @@ def measure(request: Request, folder: Path) -> list[dict[str, Any]]:
         raise RunError("the measurement failed: " + "\n".join(lines[-15:]))
     rows: list[dict[str, Any]] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     return rows
+
+
+def measure_yardstick(seconds: float) -> float:
+    """How long the fixed piece of work takes now, on all cores of this machine, in its own process. Raises
+    RunError where it fails."""
+    command = [sys.executable, "-m", "realflow.profiling.yardstick", f"{seconds:g}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError("the yardstick failed: " + done.stderr.strip()[-2000:])
+    return float(done.stdout)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, product
 
 import torch
 
@@ -12,7 +12,7 @@ from realflow.models.attention import Packing, attend_packed
 from realflow.models.causal import CausalModel
 from realflow.models.sharing import find_shared
 from realflow.profiling.bench import Bench, Job, Timed, clock
-from realflow.profiling.models import Models
+from realflow.profiling.models import Models, uneven
 from realflow.profiling.request import SMALL_VOCABULARY, Grids, Setting, Subject
 
 _GROUP = 8
@@ -36,10 +36,11 @@ def attention_jobs(
 
 def _attention(model: CausalModel, tokens: int, length: int, *, shares: bool) -> Timed:
     count = max(1, tokens // length)
-    ends = torch.arange(count + 1, dtype=torch.int32) * length
-    shared = find_shared(_ids(count, length), ends) if shares else None
+    lengths = uneven(count, length)
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    shared = find_shared(_ids(lengths, length), ends) if shares else None
     packing = Packing.of(ends, model.device, shared)
-    rows = count * length if shared is None else len(shared.keep)
+    rows = int(ends[-1]) if shared is None else len(shared.keep)
     heads, config = heads_of(model), model.config.get_text_config()
     kept = heads.cached if heads.fill_grid else heads.query  # uneven heads are picked one for each query head
     size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -66,10 +67,14 @@ def _attention(model: CausalModel, tokens: int, length: int, *, shares: bool) ->
     return work
 
 
-def _ids(count: int, length: int) -> torch.Tensor:
-    """Tokens of `count` sequences: those of a group have the first three quarters in common."""
-    common = length * 3 // 4
-    ids = torch.arange(count * length).reshape(count, length)
-    first = torch.arange(count) // _GROUP * _GROUP
-    ids[:, :common] = ids[first, :common]
-    return ids.flatten()
+def _ids(lengths: Sequence[int], mean: int) -> torch.Tensor:
+    """Tokens of sequences: those of a group have as many in common as are three quarters of the mean."""
+    common, found, last = mean * 3 // 4, [], 0
+    for index, length in enumerate(lengths):
+        own = torch.arange(last, last + length)
+        if index % _GROUP == 0:
+            first = own
+        same = min(common, length, len(first))
+        found.append(torch.cat([first[:same], own[same:]]))
+        last += length
+    return torch.cat(found)

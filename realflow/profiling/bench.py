@@ -1,11 +1,11 @@
-"""Timing the same work on some ranks at once, within a budget, and keeping the medians."""
+"""Timing the same work on some ranks at once, within a budget, and keeping the means."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -13,21 +13,23 @@ import torch.distributed as dist
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.place import Axis, Place
 from realflow.profiling.request import ONCE, Setting
+from realflow.profiling.yardstick import Pace, Yardstick, capped_mean
 
 Timed = Callable[[], Mapping[str, float]]
 """Does the work once; name of a part -> its seconds. A name becomes the table's `doing`."""
 LEAST_REPEATS = 3
 SHORTEST = 0.15
 """Seconds that a point may take in any case."""
+PACE_SECONDS, PACE_WARM, PACE_REPEATS = 0.4, 3, 4
+"""The machine's pace is measured when so many seconds have passed, with so many yardsticks after some that
+do not count: the caches are then full of what belongs to them, as where nothing but it is measured."""
 TOO_LONG = 8
 """How many times its share of the time a point may take once."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point to be measured: `make` prepares it (untimed, on each rank that takes part).
-
-    `alike`: ranks do not work together, so their medians are averaged."""
+    """One point to be measured: `make` prepares it (untimed, on each rank that takes part)."""
 
     what: str
     key: Mapping[str, str | int]
@@ -39,7 +41,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured point, with the median and half the distance between the quartiles over it."""
+    """A measured point: the mean of its repeats (`capped_mean`), and half the distance between their
+    quartiles over the median; `moment` is when they were half done."""
 
     what: str
     key: Mapping[str, str | int]
@@ -47,6 +50,7 @@ class Row:
     at: tuple[float, ...]
     seconds: float
     noise: float
+    moment: float = 0.0
 
 
 @dataclass
@@ -61,6 +65,11 @@ class Bench:
     """Repeats of a point."""
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
+    pace: Pace = field(default_factory=Pace)
+    """Of the machine; on the first rank alone."""
+    cores: int = 1
+    """Threads of the yardstick."""
+    _yardstick: Yardstick | None = None
     _once: dict[tuple[str, Setting], tuple[float, float]] = field(default_factory=dict)
     """What the last job of a kind took once, with all that is not timed, and its first place."""
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
@@ -89,11 +98,33 @@ class Bench:
         """Measure them in this order. When time is short each is repeated less, points that would take
         much more than their share are left out, and at the end only the warm-up counts."""
         for index, job in enumerate(jobs):
+            self._measure_pace()
             if self.rank < job.setting.busy:
                 if self.device.type == "cpu":
                     torch.set_num_threads(job.setting.threads)
                 self._measure(job, len(jobs) - index)
             dist.barrier()
+        self._measure_pace()
+
+    def at_pace(self) -> list[Row]:
+        """The rows, as if the machine had been as fast all the time as it was in the mean."""
+        return [replace(row, seconds=row.seconds / self.pace.factor(row.moment)) for row in self.rows]
+
+    def _measure_pace(self) -> None:
+        """Measure the yardstick, if it is time; the other ranks wait."""
+        now = time.perf_counter()
+        if self.rank or (self.pace.moments and now - self.pace.moments[-1] < PACE_SECONDS):
+            return
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.cores)
+        if self._yardstick is None:
+            self._yardstick = Yardstick(self.device)
+        for _ in range(PACE_WARM):
+            self._yardstick.seconds()
+        for _ in range(PACE_REPEATS):
+            self.pace.add(time.perf_counter(), self._yardstick.seconds())
+        torch.set_num_threads(threads)
 
     def known(self, what: str, at: tuple[float, ...], **key: str | int) -> float | None:
         """The seconds of a point that has been measured."""
@@ -122,10 +153,11 @@ class Bench:
             self._together(axis)
             for name, seconds in work().items():
                 samples[name].append(seconds)
+        moment = (started + time.perf_counter()) / 2
         for name, values in samples.items():
-            median, noise = self._joined(axis, values)
+            seconds, noise = self._joined(axis, values)
             key = {**job.key, **job.setting.key, **({"doing": name} if name else {})}
-            self.rows.append(Row(job.what, key, job.axes, job.at, median, noise))
+            self.rows.append(Row(job.what, key, job.axes, job.at, seconds, noise, moment))
 
     def _is_worth(self, job: Job, allowed: float) -> int:
         """Whether there is time for a job (1) or not (0): the first of its kind is always measured, a further
@@ -149,11 +181,11 @@ class Bench:
         return int(told)
 
     def _joined(self, axis: Axis, values: Sequence[float]) -> tuple[float, float]:
-        """Mean over ranks of the median, and of the noise."""
+        """Mean over ranks of the seconds, and of the noise."""
         found = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
         low, median, high = found
         noise = (high - low) / 2 / max(median, 1e-12) if len(values) > 1 else ONCE
-        mine = torch.tensor([median, noise], dtype=torch.float64, device=self.device)
+        mine = torch.tensor([capped_mean(values), noise], dtype=torch.float64, device=self.device)
         if axis.size > 1:
             dist.all_reduce(mine, group=axis.group)
         mean = mine / axis.size

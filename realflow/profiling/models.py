@@ -28,6 +28,8 @@ from realflow.profiling.request import (
 _SPREAD = 0.02
 _FEWEST, _TOKENS = 2, 1 << 12
 """Layers of a pass of many tokens, and tokens times layers that are enough."""
+SPREAD, SPREAD_STEPS = 3, 5
+"""Sequences are up to a third shorter or longer than the mean, in so many steps."""
 
 
 class Models:
@@ -113,13 +115,24 @@ def write_random(path: Path, config: Mapping[str, Any], dtype: str) -> None:
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
+def uneven(count: int, length: int) -> list[int]:
+    """Tokens of `count` sequences, `length` in the mean: as unequal as those of a run are, so that what is
+    done about it (padding, and taking it away) is measured too."""
+    found = [length] * count
+    for index in range(count // 2):
+        less = length * (index % SPREAD_STEPS + 1) // (SPREAD * SPREAD_STEPS)
+        found[2 * index] -= less
+        found[2 * index + 1] += less
+    return found
+
+
 def random_batch(model: CausalModel, tokens: int, length: int) -> Batch:
-    """Sequences of `length` random tokens, `tokens` in all; their second half is to be scored."""
-    count = max(1, tokens // length)
+    """Sequences of `length` random tokens in the mean, `tokens` in all; all but their first are scored."""
     generator = torch.Generator().manual_seed(1)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    lengths = torch.full((count,), min(length, tokens), dtype=torch.int64)
+    lengths = torch.tensor(uneven(max(1, tokens // length), min(length, tokens)))
     total = int(lengths.sum())
     drawn = torch.randint(0, vocabulary, (total,), generator=generator)
-    mask = (torch.arange(total) % min(length, tokens)) > 0
-    return Batch(tuple(range(count)), lengths, {"tokens": drawn, "loss_mask": mask})
+    mask = torch.ones(total, dtype=torch.bool)
+    mask[lengths.cumsum(0) - lengths] = False
+    return Batch(tuple(range(len(lengths))), lengths, {"tokens": drawn, "loss_mask": mask})

@@ -46,11 +46,12 @@ def main(folder: Path) -> None:
         for subject in request.subjects:
             models.write(subject, request.grids)
     dist.barrier()
-    bench = Bench(rank, request.ranks, device, began + request.seconds, request.repeats)
+    bench = Bench(rank, request.ranks, device, began + request.seconds, request.repeats, cores=request.cores)
     bench.make_groups(powers(request.ranks))
     bench.run(list(jobs(request, bench, models)))
     if rank == 0:
-        (folder / "rows.json").write_text(json.dumps([asdict(row) for row in bench.rows]), encoding="utf-8")
+        rows = [asdict(row) for row in bench.at_pace()]
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
