@@ -10,9 +10,9 @@ many as asked for (`--again` begins anew). All plans are run once before any is 
 has all its runs in a slow hour of the machine. `compare` prints the table and stores it as
 results/estimates.json.
 
-Machines are shared: the same run takes a fifth longer at one moment than at another. Beside every run a fixed
-piece of work is measured (`realflow.profiling.yardstick`), as before and after the profile. Measured seconds
-are given as they were, and as they would have been at the profile's pace: against these predictions are held.
+Machines are shared: the same run takes a fifth longer at one moment than at another. Beside every run fixed
+pieces of work are measured (`realflow.profiling.yardstick`), as before and after the profile. Seconds are
+given as they were, and as they would have been at the profile's pace: against these predictions are held.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def measure(args: argparse.Namespace) -> int:
                 continue
             found = _run(_plan(pair, setup, args.params), Path("runs") / "estimates" / f"{name}-{plan_name}")
             record(path, {"pair": name, "plan": plan_name, "steps": pair.steps, "runs": [*runs, found]})
-            told = f"{_step(found):.3f} s a step, beside a yardstick of {1e3 * found['yardstick']:.2f} ms"
+            beside = " and ".join(f"{1e3 * seconds:.2f}" for seconds in found["yardstick"].values())
+            told = f"{_step(found):.3f} s a step, beside yardsticks of {beside} ms"
             print(f"{name}/{plan_name}: {told}", flush=True)
     return 0
 
@@ -133,7 +134,8 @@ def _run(made: Plan, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     before = measure_yardstick(YARDSTICK_SECONDS)
     rows = run(made, run_dir=folder, quiet=True).metrics
-    beside = (before + measure_yardstick(YARDSTICK_SECONDS)) / 2
+    after = measure_yardstick(YARDSTICK_SECONDS)
+    beside = {piece: (before[piece] + after[piece]) / 2 for piece in before}
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in lines]
     kept = [s for s in samples if s["step"] >= WARM]
@@ -186,8 +188,9 @@ def compare(args: argparse.Namespace) -> int:
             known[pair.model] = read_profile(args.profiles / f"{pair.model}.json")
         made = _plan(pair, setup, args.params)
         found = predict(made, known[pair.model], first["lengths"], first["common"])
-        yardstick = known[pair.model].constants["yardstick"]
-        rows.append(_row(name, plan_name, setup.devices, stored["runs"], found, yardstick))
+        ops = {call.name: call.op for call in made.graph.calls}
+        runs = [at_pace(one, known[pair.model].constants, ops) for one in stored["runs"]]
+        rows.append(_row(name, plan_name, setup.devices, stored["runs"], runs, found))
     if not rows:
         print(f"nothing is measured in {args.runs}: run `measure` first", file=sys.stderr)
         return 2
@@ -208,28 +211,42 @@ def _lengths_of(runs: Path, name: str, stored: Mapping[str, Any]) -> Mapping[str
     return found
 
 
+def at_pace(
+    result: Mapping[str, Any], constants: Mapping[str, float], ops: Mapping[str, str]
+) -> dict[str, float]:
+    """Mean seconds of a run's calls and of its step, as they would have been at the pace of the profile.
+
+    Rollouts are many small operators, everything else is large ones; a step is longer or shorter as its calls
+    are together."""
+    slower = {
+        piece: seconds / constants[f"yardstick_{piece}"] for piece, seconds in result["yardstick"].items()
+    }
+    plain = {name: statistics.fmean(values) for name, values in result["seconds"].items() if values}
+    calls = {
+        name: plain[name] / slower["small" if op == "generate" else "large"]
+        for name, op in ops.items()
+        if name in plain
+    }
+    share = sum(calls.values()) / sum(plain[name] for name in calls)
+    return {**calls, "step": plain["step"] * share}
+
+
 def _row(
     pair: str,
     name: str,
     devices: int,
-    runs: Sequence[Mapping[str, Any]],
+    stored: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, float]],
     found: Mapping[str, Any],
-    yardstick: float,
 ) -> dict[str, Any]:
-    """One plan: predicted and measured seconds of the step and of each call, at the pace of the profile, when
-    the fixed piece of work took `yardstick` seconds."""
-    pace = [result["yardstick"] / yardstick for result in runs]
-    steps = [_step(result) / slower for result, slower in zip(runs, pace, strict=True)]
+    """One plan: predicted and measured seconds of the step and of each call (`runs`: at the profile's pace)
+    and, for the step, as the clock said (`stored`)."""
+    steps = [result["step"] for result in runs]
     measured = statistics.fmean(steps)
     calls = {
-        call: {
-            "predicted": found["calls"][call],
-            "measured": statistics.fmean(
-                statistics.fmean(r["seconds"][call]) / slower for r, slower in zip(runs, pace, strict=True)
-            ),
-        }
-        for call in found["calls"]
-        if all(result["seconds"].get(call) for result in runs)
+        call: {"predicted": seconds, "measured": statistics.fmean(result[call] for result in runs)}
+        for call, seconds in found["calls"].items()
+        if all(result.get(call) for result in runs)
     }
     return {
         "pair": pair,
@@ -237,8 +254,7 @@ def _row(
         "ranks": devices,
         "predicted": found["step"],
         "measured": measured,
-        "as_measured": statistics.fmean(_step(result) for result in runs),
-        "pace": statistics.fmean(pace),
+        "as_measured": statistics.fmean(_step(result) for result in stored),
         "error": found["step"] / measured - 1,
         "noise": (max(steps) - min(steps)) / 2 / measured,
         "calls": calls,

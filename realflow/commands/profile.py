@@ -30,7 +30,7 @@ SECONDS = 170.0
 BUSY = 0.1
 """Noise above which the machine was not quiet."""
 YARDSTICK_SECONDS = 3.0
-"""Of the fixed piece of work, before and after everything else."""
+"""Of the fixed pieces of work, before and after everything else."""
 START_SECONDS = 300
 """In which ranks have started, even on a busy machine."""
 PATIENCE = 8
@@ -86,8 +86,9 @@ def run_profile(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="realflow-profile-") as folder, stop_signals():
         before = measure_yardstick(YARDSTICK_SECONDS)
         rows = measure(request, Path(folder))
-        beside = (before + measure_yardstick(YARDSTICK_SECONDS)) / 2
-        constants = {**measure_bookkeeping(Path(folder)), "yardstick": beside}
+        after = measure_yardstick(YARDSTICK_SECONDS)
+        beside = {f"yardstick_{name}": (before[name] + after[name]) / 2 for name in before}
+        constants = {**measure_bookkeeping(Path(folder)), **beside}
     content = document(found, subjects, rows, constants)
     path = write(content, Path(args.output) if args.output else default_path(found))
     noise = sorted(row["noise"] for row in rows if row["noise"] != ONCE) or [ONCE]
@@ -165,14 +166,15 @@ def measure(request: Request, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_yardstick(seconds: float) -> float:
-    """How long the fixed piece of work takes now, on all cores of this machine, in its own process. Raises
-    RunError where it fails."""
+def measure_yardstick(seconds: float) -> dict[str, float]:
+    """How long the fixed pieces of work (`realflow.profiling.yardstick`) take now, on all cores of this
+    machine, in a process of their own. Raises RunError where it fails."""
     command = [sys.executable, "-m", "realflow.profiling.yardstick", f"{seconds:g}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError("the yardstick failed: " + done.stderr.strip()[-2000:])
-    return float(done.stdout)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

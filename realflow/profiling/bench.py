@@ -13,7 +13,7 @@ import torch.distributed as dist
 from realflow.layout import DeviceMesh, Layout
 from realflow.models.place import Axis, Place
 from realflow.profiling.request import ONCE, Setting
-from realflow.profiling.yardstick import Pace, Yardstick, capped_mean
+from realflow.profiling.yardstick import PIECES, Pace, Yardstick, capped_mean
 
 Timed = Callable[[], Mapping[str, float]]
 """Does the work once; name of a part -> its seconds. A name becomes the table's `doing`."""
@@ -23,6 +23,8 @@ SHORTEST = 0.15
 PACE_SECONDS, PACE_WARM, PACE_REPEATS = 0.4, 3, 4
 """The machine's pace is measured when so many seconds have passed, with so many yardsticks after some that
 do not count: the caches are then full of what belongs to them, as where nothing but it is measured."""
+SMALL = ("decode", "engine", "engine_middle")
+"""What is many small operators."""
 TOO_LONG = 8
 """How many times its share of the time a point may take once."""
 
@@ -65,8 +67,8 @@ class Bench:
     """Repeats of a point."""
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
-    pace: Pace = field(default_factory=Pace)
-    """Of the machine; on the first rank alone."""
+    paces: Mapping[str, Pace] = field(default_factory=lambda: {name: Pace() for name in PIECES})
+    """Of the machine, by the pieces of the yardstick; on the first rank alone."""
     cores: int = 1
     """Threads of the yardstick."""
     _yardstick: Yardstick | None = None
@@ -108,12 +110,17 @@ class Bench:
 
     def at_pace(self) -> list[Row]:
         """The rows, as if the machine had been as fast all the time as it was in the mean."""
-        return [replace(row, seconds=row.seconds / self.pace.factor(row.moment)) for row in self.rows]
+        found = []
+        for row in self.rows:
+            pace = self.paces["small" if row.what in SMALL else "large"]
+            found.append(replace(row, seconds=row.seconds / pace.factor(row.moment)))
+        return found
 
     def _measure_pace(self) -> None:
         """Measure the yardstick, if it is time; the other ranks wait."""
         now = time.perf_counter()
-        if self.rank or (self.pace.moments and now - self.pace.moments[-1] < PACE_SECONDS):
+        moments = self.paces["large"].moments
+        if self.rank or (moments and now - moments[-1] < PACE_SECONDS):
             return
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
@@ -123,7 +130,8 @@ class Bench:
         for _ in range(PACE_WARM):
             self._yardstick.seconds()
         for _ in range(PACE_REPEATS):
-            self.pace.add(time.perf_counter(), self._yardstick.seconds())
+            for name, seconds in self._yardstick.seconds().items():
+                self.paces[name].add(time.perf_counter(), seconds)
         torch.set_num_threads(threads)
 
     def known(self, what: str, at: tuple[float, ...], **key: str | int) -> float | None:

@@ -1,11 +1,13 @@
-"""A fixed piece of work, by which measurements of different moments can be held against one another.
+"""Fixed pieces of work, by which measurements of different moments can be held against one another.
 
-A machine that others share is faster at one moment than at the next, by a fifth and for seconds or minutes.
-`python -m realflow.profiling.yardstick SECONDS` prints how long the work takes now, on all of its cores.
+A machine that others share is faster at one moment than at the next, by a fifth and more, for seconds or
+minutes; many small operators, between which threads wait for each other, suffer otherwise than large ones.
+`python -m realflow.profiling.yardstick SECONDS` prints how long both take now, on all of its cores.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -16,17 +18,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-_TOKENS, _HIDDEN, _INNER, _HEADS, _LENGTH = 1024, 256, 768, 8, 128
+_TOKENS, _HIDDEN, _INNER, _HEADS, _LENGTH, _FEW = 1024, 256, 768, 8, 128, 24
 WINDOW = 3.0
 """Seconds around a moment whose yardsticks count for it."""
 LEAST = 8
 """Yardsticks that a moment's pace is the mean of, where there are so many."""
 
 
-class Yardstick:
-    """About what a small decoder layer computes without keeping anything: products, scores, an activation.
+PIECES = ("large", "small")
+"""Passes over many tokens, which take about 5 ms of a core and memory that does not fit in its own caches;
+and decoding, in operators of some microseconds."""
 
-    Takes about 5 ms on a core, and as much memory as does not fit in its own caches."""
+
+class Yardstick:
+    """About what a small decoder layer computes, for many tokens and, again and again, for few."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -43,30 +48,46 @@ class Yardstick:
         self._shares = torch.zeros_like(self._scores)
         self._products = torch.zeros_like(self._scores, dtype=torch.bfloat16)
         self._inner, self._result = torch.empty_like(self._wide), torch.empty_like(self._states)
+        self._few, self._few_inner = made(_FEW, _HIDDEN), made(_FEW, _INNER)
+        self._few_result = torch.empty_like(self._few)
 
-    def seconds(self) -> float:
-        """How long it takes now."""
-        began = _clock(self._device)
-        with torch.no_grad():
-            for _ in range(2):
-                torch.mm(self._states, self._up, out=self._inner)
-                torch.mul(self._inner, self._wide, out=self._inner)
-                torch.mm(self._inner, self._down, out=self._result)
-                torch.bmm(self._vectors, self._vectors.transpose(1, 2), out=self._products)
-                self._scores.copy_(self._products)
-                torch.softmax(self._scores, -1, out=self._shares)
-        return _clock(self._device) - began
+    @torch.no_grad()
+    def seconds(self) -> dict[str, float]:
+        """How long each of `PIECES` takes now."""
+        found = {}
+        for name, work in zip(PIECES, (self._large, self._small), strict=True):
+            began = _clock(self._device)
+            work()
+            found[name] = _clock(self._device) - began
+        return found
+
+    def _large(self) -> None:
+        for _ in range(2):
+            torch.mm(self._states, self._up, out=self._inner)
+            torch.mul(self._inner, self._wide, out=self._inner)
+            torch.mm(self._inner, self._down, out=self._result)
+            torch.bmm(self._vectors, self._vectors.transpose(1, 2), out=self._products)
+            self._scores.copy_(self._products)
+            torch.softmax(self._scores, -1, out=self._shares)
+
+    def _small(self) -> None:
+        for _ in range(20):
+            torch.mm(self._few, self._up, out=self._few_inner)
+            torch.nn.functional.silu(self._few_inner, inplace=True)
+            torch.mm(self._few_inner, self._down, out=self._few_result)
+            torch.nn.functional.rms_norm(self._few_result, (_HIDDEN,))
+            self._few_result.float()
 
 
 @dataclass
 class Pace:
-    """How long a yardstick took, from moment to moment."""
+    """How long a fixed piece of work took, from moment to moment."""
 
     moments: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def add(self, moment: float, seconds: float) -> None:
-        """A yardstick that was measured; moments rise."""
+        """It was measured; moments rise."""
         self.moments.append(moment)
         self.seconds.append(seconds)
 
@@ -98,14 +119,14 @@ def _clock(device: torch.device) -> float:
 
 
 def main(seconds: float) -> None:
-    """Print the mean seconds of the yardstick over this time."""
+    """Print the mean seconds of both pieces over this time, as JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yardstick, found = Yardstick(torch.device("cpu")), list[float]()
+    yardstick, found = Yardstick(torch.device("cpu")), list[dict[str, float]]()
     yardstick.seconds()
     end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
         found.append(yardstick.seconds())
-    print(capped_mean(found))
+    print(json.dumps({name: capped_mean([one[name] for one in found]) for name in PIECES}))
 
 
 if __name__ == "__main__":

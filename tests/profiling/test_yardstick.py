@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from realflow.commands.profile import measure_yardstick
 from realflow.profiling.models import uneven
-from realflow.profiling.yardstick import LEAST, Pace, Yardstick, capped_mean
+from realflow.profiling.yardstick import LEAST, PIECES, Pace, Yardstick, capped_mean
 
 seconds = st.floats(1e-4, 10.0)
 
@@ -45,11 +45,12 @@ def test_uneven_lengths_have_the_mean_that_was_asked_for(count: int, length: int
 
 def test_the_yardstick_measures_work() -> None:
     yardstick = Yardstick(torch.device("cpu"))
-    assert yardstick.seconds() > 0
+    assert set(yardstick.seconds()) == set(PIECES) and min(yardstick.seconds().values()) > 0
     assert torch.isfinite(yardstick._result).all() and bool(
         (yardstick._shares.sum(-1) - 1).abs().max() < 1e-4
     )
 
 
 def test_the_command_of_a_profile_measures_it_in_a_process() -> None:
-    assert 1e-5 < measure_yardstick(0.05) < 60
+    found = measure_yardstick(0.05)
+    assert set(found) == set(PIECES) and all(1e-5 < one < 60 for one in found.values())
