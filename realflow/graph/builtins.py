@@ -145,6 +145,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 "output",
                 (TOKENS, FieldUse("loss_mask", "loss_mask", "token", "bool", optional=True)),
                 (FieldUse("logprobs", "logprobs", "token", "float"),),
+                options={"alone": False},  # each sample in a micro-batch of its own
             ),
             _declare("values", "output", (TOKENS,), (FieldUse("values", "values", "token", "float"),)),
             _declare("rewards", "output", (TOKENS,), _REWARDS),

@@ -9,7 +9,7 @@ from typing import Any
 from realflow.graph.lossdecls import KL
 from realflow.graph.types import FieldUse, FunctionDecl, Range, Scope
 
-MODES = ("truncated", "masked")
+MODES = ("truncated", "masked", "none")
 
 _SHARE = Range(least=0, most=1)
 _NOT_NEGATIVE = Range(least=0)
@@ -116,6 +116,18 @@ CREDIT = (
         "mismatch.monitor",
         "function",
         _BOTH_LOGPROBS,
+        scope="batch",
+        options={"low": 0.5, "high": 5.0},
+        ranges=_BAND,
+    ),
+    FunctionDecl(
+        "mismatch.noise_floor",
+        "function",
+        (
+            FieldUse("logprobs", "prox_logprobs", "token", "float"),
+            FieldUse("again_logprobs", "again_logprobs", "token", "float"),
+            _LOSS_MASK,
+        ),
         scope="batch",
         options={"low": 0.5, "high": 5.0},
         ranges=_BAND,

@@ -1,14 +1,14 @@
-"""Which samples go to which data-parallel replica of a call. Pure.
+"""Which samples go to which data-parallel replica of a call, and into which micro-batch. Pure.
 
 Minibatches are formed globally (`realflow.data.balance.minibatches`), before anything is divided
-among ranks; only then is each divided by estimated time.
+among ranks; only then is each divided by estimated time, and each replica's part into micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from realflow.data.balance import partition
+from realflow.data.balance import micro_batches, partition
 from realflow.graph.types import Call, Graph
 
 Cost = Callable[[int], float]
@@ -35,6 +35,19 @@ def divide(
 def together(graph: Graph, call: Call, ids: Sequence[int]) -> list[int] | None:
     """The group of each sample where `call` must not divide groups (`divide`, `micro_batches`), else None."""
     return [sample // graph.samples for sample in ids] if call.whole_groups else None
+
+
+def packs(
+    graph: Graph, call: Call, ids: Sequence[int], lengths: Sequence[int], budget: int
+) -> list[list[int]]:
+    """The micro-batches of a replica's samples: indices of `ids`, whose tokens are `lengths`.
+
+    Each is of at most `budget` tokens (`micro_batches`); with the call's option `alone` of one sample,
+    whatever its length, so that its numbers can be compared with those of a call that packs.
+    """
+    if call.options.get("alone"):
+        return [[index] for index in range(len(ids))]
+    return micro_batches(lengths, budget, together(graph, call, ids))
 
 
 def near_owner(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from realflow.data.balance import CostModel, micro_batches
+from realflow.data.balance import CostModel
 from realflow.data.batch import Batch, pack
 from realflow.engines.functions import load_callable
 from realflow.engines.infer import infer
@@ -21,7 +21,7 @@ from realflow.models.paths import resolve_model
 from realflow.models.save import save_model
 from realflow.models.savelora import adapters_folder, save_adapters
 from realflow.planfile import Plan
-from realflow.runtime.assign import divide, together
+from realflow.runtime.assign import divide, packs, together
 from realflow.runtime.directory import partial_directory
 from realflow.runtime.dispatches import replicas
 from realflow.runtime.fields import DataFields, Inputs, folder_of
@@ -73,8 +73,7 @@ class ModelTasks:
             return []
         values = self._inputs.values(call, ids)
         lengths = [len(tokens) for tokens in values[call.reads["tokens"]]]
-        budget = self._plan.calls[call.name].micro_batch_tokens
-        parts = micro_batches(lengths, budget, together(self._graph, call, ids))
+        parts = packs(self._graph, call, ids, lengths, self._plan.calls[call.name].micro_batch_tokens)
         extents = {name: self._graph.extents[field] for name, field in call.reads.items()}
         dtypes = {name: self._graph.dtypes[field] for name, field in call.reads.items()}
         return [

@@ -25,6 +25,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     "gspo": GROUPS,
     "lite_ppo": GROUPS,
     "ppo_critic_free": GROUPS,
+    "recipes": (*GROUPS, "probe_every=1", "eval_every=2", "eval_prompts=4", "eval_samples=2"),
     "reinforce_pp": (),
     "rloo": GROUPS,
     "sapo": GROUPS,
