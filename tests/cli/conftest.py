@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
+from calling import Launched
 from small_cards import llama_card
 
 from realflow.models.card import Card, Parameter, config_hash, store
+from realflow.planfile import Plan
 
 MODEL = "smollm2-135m-instruct"
 CONFIG = {
@@ -72,3 +76,33 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (other / "config.json").write_text(json.dumps(SMALL))
     store(dataclasses.replace(llama_card(hidden=72, heads=9, kv_heads=3), hash=config_hash(other)))
     return cache
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """A test that has this can start no processes: both doors lead here."""
+    seen = Launched()
+
+    def supervise(plan: Plan, run_dir: Path, *, quiet: bool = False, restarts: int = 0) -> object:
+        seen.calls.append((plan, run_dir, quiet))
+        if seen.error is not None:
+            raise seen.error
+        return types.SimpleNamespace(run_dir=run_dir, metrics=[{"step": 0}])
+
+    def worker_main(plan_path: Path, run_dir: Path) -> int:
+        seen.calls.append((plan_path, run_dir))
+        return seen.code
+
+    def module(name: str, **content: object) -> None:
+        fake = types.ModuleType(name)
+        vars(fake).update(content)
+        monkeypatch.setitem(sys.modules, name, fake)
+        package, _, short = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[package], short, fake, raising=False)
+
+    import realflow.launch
+    import realflow.runtime  # noqa: F401
+
+    module("realflow.launch.local", supervise=supervise)
+    module("realflow.runtime.worker", main=worker_main)
+    return seen

@@ -18,7 +18,7 @@ import psutil
 tests, folder = map(pathlib.Path, sys.argv[1:])
 sys.path[:0] = [str(tests), str(tests / "graph"), str(tests / "plan")]
 import test_graph_broken as graphs
-import test_planfile as plans
+import test_planfile_broken as plans
 from realflow.cli import main
 from realflow.planfile import plan_to_yaml
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from core_workers import PLACES, Workers, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
-from test_core import PLACES, Workers, simulate
 
 from realflow.errors import InputError
 from realflow.graph.types import FunctionDecl

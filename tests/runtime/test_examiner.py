@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from core_workers import PLACES, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
-from test_core import PLACES, simulate
 
 from realflow.graph.evaluate import EVAL, SCORE
 from realflow.runtime.added import completed

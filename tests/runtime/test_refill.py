@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
+from core_workers import PLACES, Workers, simulate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scenes import grpo, place
-from test_core import PLACES, Workers, simulate
 
 from realflow.graph.refill import REFILL, judges
 from realflow.graph.types import Call, Graph
