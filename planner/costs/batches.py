@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from planner.decoder import Decoder
 from planner.formulas import Pass, pass_of, stage_elements
@@ -45,21 +46,31 @@ class Pack:
     distinct: float
     scored: float
 
-    @property
+    @cached_property
     def tokens(self) -> float:
         """Of all its sequences."""
         return sum(length * count for length, count in self.lengths)
 
-    @property
+    @cached_property
     def sequences(self) -> float:
         """How many."""
         return sum(count for _, count in self.lengths)
 
     def computed(self, windows: Iterable[int], rows: float) -> Pass:
         """What a model computes of it, with `rows` rows of its head."""
-        whole = pass_of(self.lengths, windows, rows=rows)
-        shared = whole.tokens - self.distinct
-        return Pass(self.distinct, whole.pairs, whole.sequences, whole.windowed, shared, rows)
+        key = tuple(windows), rows
+        if key not in self._computed:
+            whole = pass_of(self.lengths, key[0], rows=rows)
+            shared = whole.tokens - self.distinct
+            self._computed[key] = Pass(
+                self.distinct, whole.pairs, whole.sequences, whole.windowed, shared, rows
+            )
+        return self._computed[key]
+
+    @cached_property
+    def _computed(self) -> dict[tuple[tuple[int, ...], float], Pass]:
+        """Counted once: a search asks for each layout with as many replicas."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,12 @@ class Dispatch:
     minibatches: float = 1.0
     repeats: float = 1.0
 
-    @property
+    @cached_property
+    def means(self) -> tuple[Pack, ...]:
+        """Of each of those minibatches the mean micro-batch."""
+        return tuple(mean_pack(packs) for packs in self.packs)
+
+    @cached_property
     def tokens(self) -> float:
         """All that the replica gets in a step."""
         looked = sum(pack.tokens for packs in self.packs for pack in packs)
@@ -100,6 +116,43 @@ def dispatch(
 ) -> Dispatch:
     """Divide a typical step into `count` minibatches, each among `replicas`, into micro-batches of at most
     `budget` tokens; with `whole_groups` the samples of a prompt stay together."""
+    found = divide(
+        lengths, prompts, samples, replicas=replicas, count=count, cost=cost, whole_groups=whole_groups
+    )
+    return found.packed(budget)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the slowest replica of a call gets before it is packed: of each minibatch that was looked at its
+    samples, and the tokens that all their prompts begin with. The rest as in `Dispatch`."""
+
+    samples: tuple[tuple[Sample, ...], ...]
+    common: tuple[int, ...]
+    minibatches: float
+    repeats: float
+    whole_groups: bool
+
+    def packed(self, budget: int) -> Dispatch:
+        """In micro-batches of at most so many tokens."""
+        packs = (
+            _packed(mine, budget, common, self.whole_groups)
+            for mine, common in zip(self.samples, self.common, strict=True)
+        )
+        return Dispatch(tuple(packs), self.minibatches, self.repeats)
+
+
+def divide(
+    lengths: Lengths,
+    prompts: int,
+    samples: int,
+    *,
+    replicas: int,
+    count: int,
+    cost: CostModel,
+    whole_groups: bool,
+) -> Shares:
+    """The first part of `dispatch`, which micro-batches do not matter to."""
     each = prompts * samples / (count * replicas)
     if prompts * samples <= _MOST:
         looked, parts, repeats, some = count, replicas, 1.0, prompts
@@ -110,19 +163,32 @@ def dispatch(
     found = _samples(lengths, some, samples)
     looked = min(looked, len(found))
     batches = minibatches(range(len(found)), [sample.group for sample in found], looked)
-    packs = []
+    slowest: list[tuple[Sample, ...]] = []
+    common = []
     for batch in batches:
-        groups = [found[i].group for i in batch] if whole_groups else None
-        shares = partition([cost(found[i].tokens) for i in batch], parts, groups=groups)
-        times = [sum(cost(found[batch[i]].tokens) for i in mine) for mine in shares]
-        slowest = max(range(parts), key=times.__getitem__)
+        mine = _slowest([found[i] for i in batch], parts, cost, whole_groups)
         longest = _longest(lengths)
-        if parts < replicas and cost(longest.prompt + longest.response) > times[slowest]:
-            packs.append(_packed([longest], budget, 0, whole_groups))  # which one of all replicas has
+        if parts < replicas and cost(longest.prompt + longest.response) > _time(mine, cost):
+            slowest.append((longest,))  # which one of all replicas has
+            common.append(0)
         else:
-            mine = [found[batch[i]] for i in shares[slowest]]
-            packs.append(_packed(mine, budget, lengths.common, whole_groups))
-    return Dispatch(tuple(packs), count / looked, repeats)
+            slowest.append(mine)
+            common.append(lengths.common)
+    return Shares(tuple(slowest), tuple(common), count / looked, repeats, whole_groups)
+
+
+def _slowest(
+    samples: Sequence[Sample], parts: int, cost: CostModel, whole_groups: bool
+) -> tuple[Sample, ...]:
+    """The samples of the replica that needs longest, of `parts`."""
+    groups = [sample.group for sample in samples] if whole_groups else None
+    shares = partition([cost(sample.tokens) for sample in samples], parts, groups=groups)
+    found = [tuple(samples[i] for i in mine) for mine in shares]
+    return max(found, key=lambda mine: _time(mine, cost))
+
+
+def _time(samples: Iterable[Sample], cost: CostModel) -> float:
+    return sum(cost(sample.tokens) for sample in samples)
 
 
 def _samples(lengths: Lengths, prompts: int, samples: int) -> list[Sample]:
@@ -163,7 +229,9 @@ def _pack(samples: Sequence[Sample], common: int) -> Pack:
 
 
 def mean_pack(packs: Sequence[Pack]) -> Pack:
-    """A micro-batch as they are in the mean."""
+    """A micro-batch as they are in the mean; an empty one of none."""
+    if not packs:
+        return Pack((), 0.0, 0.0)
     counts: dict[float, float] = {}
     for pack in packs:
         for length, count in pack.lengths:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from planner.costs.rollout import History, Prefill, Round
 from planner.costs.setting import Setting
+from planner.costs.stages import stage_classes
 from planner.costs.values import CallCost, Tally
-from planner.formulas import Pass, decode_pass, pass_of
-from planner.rates import Seconds
+from planner.formulas import decode_pass, pass_of
+from planner.rates import Seconds, Source, worse
 
 _DRAWN = 16
 """Bytes that come back from the last stage for each sample: its token and log probability."""
@@ -32,14 +33,12 @@ def _round(setting: Setting, one: Round) -> Seconds:
     A stage makes the passes of all groups one after the other, and a group's next pass needs the tokens
     of its last: the round takes the longer of the two.
     """
-    windows = setting.decoder.windows
     groups = min(float(setting.cut.p), max(1.0, one.running))
-    made = decode_pass([(one.longest, one.running / groups)], windows)
+    made = decode_pass([(one.longest, one.running / groups)], setting.decoder.windows)
+    firsts, of = stage_classes(setting.decoder, setting.cut.p, decoding=True)
 
     def stages(busy: int) -> list[Seconds]:
-        alike = {run.alike: run for run in setting.stages}
-        known = {key: setting.decode_pass(run, made, busy) for key, run in alike.items()}
-        return [known[run.alike] for run in setting.stages]
+        return [setting.decode_pass(setting.stages[first], made, busy) for first in firsts]
 
     if setting.cut.p == 1:
         return setting.shared(lambda busy: stages(busy)[0])
@@ -48,7 +47,7 @@ def _round(setting: Setting, one: Round) -> Seconds:
         times = stages(busy)
         way = setting.crossing(made, "decode") * (setting.cut.p - 1)
         back = setting.rates.p2p(_DRAWN * made.sequences, between=setting.apart)
-        return _later(_largest(times) * groups, _total(times) + way + back)
+        return _later(_largest(times) * groups, _total(times, of) + way + back)
 
     return setting.shared(whole, groups / setting.cut.p)
 
@@ -58,19 +57,13 @@ def _prefill(setting: Setting, prefill: Prefill) -> Seconds:
     if not prefill.passes:
         return Seconds(0.0)
     one = pass_of(prefill.lengths, setting.decoder.windows, rows=0)
+    firsts, of = stage_classes(setting.decoder, setting.cut.p)
 
     def whole(busy: int) -> Seconds:
-        alike = {run.alike: index for index, run in enumerate(setting.stages)}
-        known = {key: _prefill_pass(setting, index, one, busy) for key, index in alike.items()}
-        times = [known[run.alike] for run in setting.stages]
-        slowest = _largest(times)
-        return _total(times) + slowest * (prefill.passes - 1)
+        times = [setting.stage_pass(setting.stages[first], one, "prefill", busy) for first in firsts]
+        return _total(times, of) + _largest(times) * (prefill.passes - 1)
 
     return setting.shared(whole)
-
-
-def _prefill_pass(setting: Setting, index: int, one: Pass, busy: int) -> Seconds:
-    return setting.stage_pass(setting.stages[index], one, "prefill", busy)
 
 
 def _largest(times: Sequence[Seconds]) -> Seconds:
@@ -81,5 +74,10 @@ def _later(one: Seconds, other: Seconds) -> Seconds:
     return one if one.value >= other.value else other
 
 
-def _total(times: Sequence[Seconds]) -> Seconds:
-    return sum(times, Seconds(0.0))
+def _total(times: Sequence[Seconds], of: Sequence[int]) -> Seconds:
+    """Of all stages, each of class `of` with its time."""
+    source: Source = "measured"
+    for seconds in times:
+        source = worse(source, seconds.source)
+    values = [seconds.value for seconds in times]
+    return Seconds(sum(values[one] for one in of), source)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
-from planner.costs.batches import Dispatch, dispatch, sequence_cost
+from planner.costs.batches import Dispatch, Shares, divide, sequence_cost
 from planner.costs.functions import function_cost
 from planner.costs.generate import generate_cost
 from planner.costs.moves import MoveShape, move_loads, moved_seconds
 from planner.costs.passes import infer_cost, train_cost
-from planner.costs.rollout import History, simulate, slowest_replica
+from planner.costs.rollout import History, as_few, simulate, slowest_replica
 from planner.costs.setting import Setting
 from planner.costs.stages import stage_runs
 from planner.costs.values import CallCost
@@ -55,6 +55,7 @@ class Costs:
         self._lengths: dict[str, Lengths] = {}
         self._histories = lru_cache(maxsize=4096)(self._history)
         self._dispatches = lru_cache(maxsize=4096)(self._dispatch)
+        self._shares = lru_cache(maxsize=1024)(self._divided)
         self._loads = lru_cache(maxsize=65536)(move_loads)
 
     def call(self, name: str, how: How, *, context: int = 1, experts: int = 1) -> CallCost:
@@ -91,7 +92,8 @@ class Costs:
 
     def history(self, call: Call, how: How) -> History:
         """The rounds of a generate call on its slowest replica."""
-        return self._histories(call.name, how.layout.dp, how.slots)
+        replicas = as_few(self.graph.prompts, self.graph.samples, how.layout.dp, how.slots)
+        return self._histories(call.name, replicas, how.slots)
 
     def divided(self, call: Call, how: How) -> Dispatch:
         """The micro-batches of an infer or train call on its slowest replica."""
@@ -154,15 +156,21 @@ class Costs:
 
     def _dispatch(self, name: str, replicas: int, budget: int) -> Dispatch:
         call = self.graph.call(name)
-        return dispatch(
-            self.lengths_of(call),
+        decoder = self.decoders[str(call.model)]
+        source = self._sources.get(name, call).name  # calls of one rollout's samples see the same lengths
+        found = self._shares(source, decoder, replicas, call.minibatches, call.whole_groups)
+        return found.packed(budget)
+
+    def _divided(self, name: str, decoder: Decoder, replicas: int, count: int, whole_groups: bool) -> Shares:
+        """The samples of the slowest replica, for all calls that divide the same ones alike."""
+        return divide(
+            self.lengths_of(self.graph.call(name)),
             self.graph.prompts,
             self.graph.samples,
             replicas=replicas,
-            count=call.minibatches,
-            budget=budget,
-            cost=sequence_cost(self.decoders[str(call.model)]),
-            whole_groups=call.whole_groups,
+            count=count,
+            cost=sequence_cost(decoder),
+            whole_groups=whole_groups,
         )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from planner.adapters import BACKWARD, FORWARD, decoder_low
-from planner.costs.batches import Dispatch, Pack, mean_pack
+from planner.costs.batches import Dispatch, Pack
 from planner.costs.setting import Setting
-from planner.costs.stages import StageRun, pipelined
+from planner.costs.stages import StageRun, pipelined, stage_classes
 from planner.costs.values import CallCost, Tally
 from planner.formulas import Pass, gradient_traffic
 from planner.formulas.values import Traffic
@@ -34,8 +34,8 @@ def infer_cost(setting: Setting, divided: Dispatch) -> CallCost:
     def passes(stage: int, one: Pass, busy: int) -> Sequence[Seconds]:
         return (setting.stage_pass(setting.stages[stage], one, "infer", busy),)
 
-    for packs in divided.packs:
-        _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, "forward")
+    for packs, mean in zip(divided.packs, divided.means, strict=True):
+        _micro_batches(setting, tally, packs, mean, divided.repeats, divided.minibatches, passes, "forward")
     return tally.cost(*setting.assumptions)
 
 
@@ -56,8 +56,10 @@ def train_cost(setting: Setting, divided: Dispatch) -> CallCost:
         return forward, setting.stage_pass(run, one, back, busy) * share
 
     schedule = setting.how.schedule
-    for packs in divided.packs:
-        last = _micro_batches(setting, tally, packs, divided.repeats, divided.minibatches, passes, schedule)
+    for packs, mean in zip(divided.packs, divided.means, strict=True):
+        last = _micro_batches(
+            setting, tally, packs, mean, divided.repeats, divided.minibatches, passes, schedule
+        )
         _update(setting, tally, divided.minibatches, last)
     return tally.cost(*setting.assumptions)
 
@@ -66,55 +68,54 @@ def _micro_batches(
     setting: Setting,
     tally: Tally,
     packs: Sequence[Pack],
+    mean: Pack,
     repeats: float,
     times: float,
     passes: Passes,
     schedule: str,
 ) -> list[float]:
-    """`times` minibatches of these micro-batches, each of them `repeats` times, through the stages. Returns
-    the seconds of one backward pass on each."""
+    """`times` minibatches of these micro-batches (which are so in the mean), each of them `repeats` times,
+    through the stages. Returns the seconds of one backward pass on each."""
     if not packs:
         return [0.0] * len(setting.stages)
     stages = len(setting.stages)
-    single = packs if len(packs) <= _SINGLE and repeats == 1 else (mean_pack(packs),)
+    single = packs if len(packs) <= _SINGLE and repeats == 1 else (mean,)
     each = len(packs) * repeats / len(single)
     count = len(packs) * repeats
     windows = setting.decoder.windows
     computed = [pack.computed(windows, _rows(setting, pack)) for pack in single]
     at_once = min(1.0, count / (count + stages - 1))
-    known: dict[object, list[list[Seconds]]] = {}  # stages that are alike take equally long
-    for stage, run in enumerate(setting.stages):
-        if run.alike not in known:
-            known[run.alike] = [_at_once(setting, passes, stage, one, at_once) for one in computed]
-    found = [known[run.alike] for run in setting.stages]
+    firsts, of = stage_classes(setting.decoder, setting.cut.p)  # stages that are alike take equally long
+    found = [[_at_once(setting, passes, first, one, at_once) for one in computed] for first in firsts]
     source: Source = "measured"
     for row in found:
         for pair in row:
             for seconds in pair:
                 source = worse(source, seconds.source)
-    forwards, backwards = (
-        [sum(_value(pair, which) for pair in row) * each / count for row in found] for which in (0, 1)
-    )
-    busiest = max(forward + backward for forward, backward in zip(forwards, backwards, strict=True)) * count
+    ways = [[sum(_value(pair, which) for pair in row) * each / count for row in found] for which in (0, 1)]
+    forwards, backwards = ([way[one] for one in of] for way in ways)
+    busiest = max(forward + backward for forward, backward in zip(*ways, strict=True)) * count
     whole = pipelined(forwards, backwards, count, schedule)
     tally.add("compute", Seconds(busiest * times, source))
     if stages > 1:
         tally.add("bubble", Seconds(max(0.0, whole - busiest) * times, source))
-        mean = mean_pack(packs).computed(windows, 0)
-        ways = (stages - 1) * (1 if schedule == "forward" else 2)
-        tally.add("messages", setting.crossing(mean, "forward") * (ways * times))
+        crossed = (stages - 1) * (1 if schedule == "forward" else 2)
+        crossing = setting.crossing(mean.computed(windows, 0), "forward")
+        tally.add("messages", crossing * (crossed * times))
     tally.add("micro_batches", setting.rates.constant("micro_batch") * (count * times))
     return backwards
 
 
 def _at_once(setting: Setting, passes: Passes, stage: int, one: Pass, share: float) -> list[Seconds]:
     """The passes of a micro-batch where the given share of the stages is at work."""
-    count = len(passes(stage, one, 1))
+    known = {1: passes(stage, one, 1)}
 
-    def single(index: int) -> Seconds:
-        return setting.shared(lambda busy: passes(stage, one, busy)[index], share)
+    def single(busy: int, index: int) -> Seconds:
+        if busy not in known:
+            known[busy] = passes(stage, one, busy)
+        return known[busy][index]
 
-    return [single(index) for index in range(count)]
+    return [setting.shared(partial(single, index=index), share) for index in range(len(known[1]))]
 
 
 def _value(passes: Sequence[Seconds], index: int) -> float:

@@ -74,6 +74,14 @@ def slowest_replica(lengths: Lengths, prompts: int, samples: int, replicas: int,
     ]
 
 
+def as_few(prompts: int, samples: int, replicas: int, slots: int) -> int:
+    """The fewest replicas of which the slowest draws the very same as of `replicas`."""
+    share = -(-prompts // replicas)
+    if replicas == 1 or share * samples <= slots:  # where slots are enough, all replicas count
+        return replicas
+    return max(2, -(-prompts // share))
+
+
 def _unlucky(lengths: Lengths, count: int, replicas: int) -> float:
     """By how much the largest of `replicas` sums of `count` responses is above the mean."""
     mean = lengths.response

@@ -38,6 +38,24 @@ def stage_runs(decoder: Decoder, count: int) -> tuple[StageRun, ...]:
     )
 
 
+@lru_cache(maxsize=4096)
+def stage_classes(
+    decoder: Decoder, count: int, *, decoding: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first stage of each class of stages that compute the same, and of each stage the class; `decoding`:
+    where the embedding counts for nothing.
+    """
+    classes: dict[object, int] = {}
+    firsts, of = [], []
+    for index, run in enumerate(stage_runs(decoder, count)):
+        key = (run.kinds, run.ends) if decoding else run.alike
+        if key not in classes:
+            classes[key] = len(classes)
+            firsts.append(index)
+        of.append(classes[key])
+    return tuple(firsts), tuple(of)
+
+
 def pipelined(
     forwards: Sequence[float], backwards: Sequence[float], count: float, schedule: str, weights: float = 0.5
 ) -> float:
