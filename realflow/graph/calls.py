@@ -14,6 +14,7 @@ from realflow.errors import InputError
 from realflow.graph.builtins import BUILTINS, GENERATE, TRAIN_READS
 from realflow.graph.functions import resolve
 from realflow.graph.refill import REFILL, check_decider
+from realflow.graph.retokenize import OF_TEXT, read_retokenize
 from realflow.graph.schema import (
     ANY_TEXT,
     FILE_NAME,
@@ -56,7 +57,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
         "model", "batch", "samples", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat",
         "refill",
     ),
-    "infer": ("model", "use", "options"),
+    "infer": ("model", "use", "options", "retokenize"),
     "train": ("model", "use", "options", "minibatches", "normalise"),
     "function": ("use", "options", "timeout"),
 }  # fmt: skip
@@ -105,6 +106,9 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
     if op is None:
         return Draft(Call(name, "function", _NONE), frozenset(), False)
     decl = GENERATE if op == "generate" else read_use(section, op, folder)
+    retokenize = read_retokenize(section, decl) if op == "infer" else None
+    if retokenize is not None and decl is not None:
+        decl = OF_TEXT
     sound = decl is not None
     decl = decl or _NONE
     options = read_options(section, decl) if op != "generate" else {}
@@ -125,6 +129,7 @@ def _read_call(name: str, section: Section, models: Mapping[str, ModelSpec], fol
             every=section.take("every", STEPS, None),
             timeout=section.take("timeout", SECONDS, 60.0) if op == "function" else 60.0,
             refill=_read_refill(section, folder) if op == "generate" and "refill" in section else None,
+            retokenize=retokenize,
         ),
         frozenset(),
         sound,

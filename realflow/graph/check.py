@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from realflow.graph.builtins import PAIR_FIELDS, TRAIN_READS
 from realflow.graph.calls import Draft
+from realflow.graph.retokenize import of_one_answer
 from realflow.graph.schema import Report, nearest
 from realflow.graph.types import EXTENTS, SIDES, Call, DataSpec, Dtype, Extent, FieldUse
 from realflow.graph.yamlfile import KeyPath
@@ -54,7 +55,7 @@ def wire(drafts: Sequence[Draft], data: DataSpec, report: Report, *, known: bool
     columns = _columns(drafts, data, report)
     unique = len(report.problems) == before
     complete = known and all(draft.sound for draft in drafts)
-    drafts = [_complete(draft, data, columns) for draft in drafts]
+    drafts = [_complete(_of_one_answer(draft, drafts, columns), data, columns) for draft in drafts]
     for draft in drafts:
         _check_reads(draft, columns, complete, report)
     dtypes = _data_dtypes(drafts, columns, report)
@@ -125,6 +126,17 @@ def _report_clash(
         f"writes the field{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}, which {who}{place} "
         f"writes too; rename, such as 'writes: {{{uses[0].name}: {call.name}_{uses[0].name}}}'",
     )
+
+
+def _of_one_answer(draft: Draft, drafts: Sequence[Draft], columns: Mapping[str, Column]) -> Draft:
+    """The draft; where it reads text as tokens of its own, with prompt and end of that text."""
+    call = draft.call
+    if call.retokenize is None or not draft.sound:
+        return draft
+    column = columns.get(call.reads["completion"])
+    calls = {other.call.name: other.call for other in drafts if other.sound}
+    writer = column.writer if column is not None else ""
+    return replace(draft, call=of_one_answer(call, draft.renamed, calls, writer))
 
 
 def _complete(draft: Draft, data: DataSpec, columns: Mapping[str, Column]) -> Draft:
@@ -317,16 +329,22 @@ def _check_prompts(
                     f"reads the prompt {name!r}, which call {columns[name].writer} writes; "
                     f"prompts are read from the data: name a field of data.fields ({', '.join(data.fields)})",
                 )
-    for call in rollouts:
-        if data.system is not None and not call.chat:
+    judges = [call for call in calls.values() if call.retokenize is not None]
+    for call in (*rollouts, *judges):
+        chat, place = (
+            (call.chat, ("chat",))
+            if call.retokenize is None
+            else (call.retokenize.chat, ("retokenize", "chat"))
+        )
+        if data.system is not None and not chat:
             report.add(
-                ("calls", call.name, "chat"),
+                ("calls", call.name, *place),
                 "found false, but data.system is a message before each prompt, which needs the chat template",
             )
     if data.tokenize is not None or rollouts or not complete:
         return
     for key, does in _OF_TEXT.items():
-        if getattr(data, key) is not None:
+        if getattr(data, key) is not None and not (key == "system" and judges):
             report.add(
                 (DATA, key),
                 f"{does}, but no call generates and the data is not tokenized; "

@@ -20,6 +20,7 @@ from realflow.graph.lengths import check_lengths, check_trace, lengths_to_mappin
 from realflow.graph.params import apply_params, escape
 from realflow.graph.refill import refill_to_mapping
 from realflow.graph.refillwiring import wire_refill
+from realflow.graph.retokenize import retokenize_to_mapping
 from realflow.graph.schema import FILE_NAME, PLAIN, STEPS, TEXT, Report, Section, named, whole
 from realflow.graph.sections import read_models
 from realflow.graph.sizes import check_models, check_sizes
@@ -246,6 +247,8 @@ def _call_mapping(call: Call) -> dict[str, Any]:
     result |= _changed(call, default, "chat", "minibatches", "timeout")
     if call.refill is not None:
         result["refill"] = refill_to_mapping(call.refill)
+    if call.retokenize is not None:
+        result["retokenize"] = retokenize_to_mapping(call.retokenize)
     if call.every is not None:
         result["every"] = f"{call.every} steps"
     options = {key: value for key, value in call.options.items() if key in call.decl.options}

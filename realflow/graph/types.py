@@ -314,6 +314,17 @@ class LengthsSpec:
 
 
 @dataclass(frozen=True)
+class Retokenize:
+    """A reward model reads text in tokens of its own: prompt and completion, in its own chat template where
+    `chat` is true and it has one. What has more than `max_length` tokens (None: than the model has positions)
+    is an error, or, with `over` truncate, cut at its end."""
+
+    chat: bool = True
+    max_length: int | None = None
+    over: Literal["error", "truncate"] = "error"
+
+
+@dataclass(frozen=True)
 class Call:
     """One model-function call, with its declaration resolved.
 
@@ -322,7 +333,8 @@ class Call:
     `loss_mask` there, and in `options` its `normalise`; the function itself takes none of these.
     `temperature` is, for a call that computes logprobs, that of the rollout whose tokens it reads.
     `every` is in steps (None: each step). `timeout` is in seconds, for function calls. `refill`, of a
-    generate call, says which groups are replaced by others.
+    generate call, says which groups are replaced by others. With `retokenize` an infer call reads text in
+    place of `tokens`.
     """
 
     name: str
@@ -341,6 +353,7 @@ class Call:
     every: int | None = None
     timeout: float = 60.0
     refill: Refill | None = None
+    retokenize: Retokenize | None = None
 
     @property
     def whole_groups(self) -> bool:

@@ -44,6 +44,8 @@ def _problems(graph: Graph, call: Call, writer: str) -> Iterator[Problem]:
     theirs, ours = _vocabulary(source), _vocabulary(reader)
     place = graph.models[call.model].place
     rule = f"call {call.name} needs a model with the vocabulary of {writer}, which writes the tokens it reads"
+    if call.op == "infer" and graph.models[call.model].head == "reward":
+        rule += "; with 'retokenize: true' the call reads their text, in tokens of its own"
     if theirs is not None and ours is not None and theirs != ours:
         token = min(theirs.items() ^ ours.items(), key=lambda item: (item[1], item[0]))
         found = f"{_told(writer, theirs, token[1])}, {_told(call.model, ours, token[1])}"

@@ -248,8 +248,12 @@ def draw_seed(graph: Graph, call: Call) -> int:
 
 def max_length(model: CausalModel, prompt: int, sampling: Sampling) -> int:
     """The longest sequence that a KV cache slot must hold, for prompts of at most `prompt` tokens."""
-    limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
-    return min(limit, prompt + sampling.max_new_tokens)
+    return min(positions(model), prompt + sampling.max_new_tokens)
+
+
+def positions(model: CausalModel) -> int:
+    """The longest sequence that a model can read."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
 
 
 def eos_ids(model: CausalModel, tokenizer: Any) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from realflow.engines.state import save_shards, save_state
 from realflow.files import file_digest
 from realflow.graph.types import Call
 from realflow.models.card import card
+from realflow.models.causal import CausalModel
 from realflow.models.costs import cost_model
 from realflow.models.paths import resolve_model
 from realflow.models.save import save_model
@@ -25,10 +26,11 @@ from realflow.runtime.assign import divide, packs, together
 from realflow.runtime.directory import partial_directory
 from realflow.runtime.dispatches import replicas
 from realflow.runtime.fields import DataFields, Inputs, folder_of
-from realflow.runtime.hosts import Hosts
+from realflow.runtime.hosts import Hosts, positions
 from realflow.runtime.link import MasterLink
 from realflow.runtime.messages import DispatchDone, Execute, Reallocate, Save
 from realflow.runtime.moves import Moves
+from realflow.runtime.retokenize import Texts
 from realflow.runtime.stats import Spans, Stats, field_stats
 from realflow.runtime.store import FieldStore
 from realflow.runtime.weights import kept
@@ -87,19 +89,28 @@ class ModelTasks:
             for part in parts
         ]
 
+    def _texts(self, call: Call, ids: Sequence[int], model: CausalModel) -> tuple[list[Batch], Stats]:
+        """Packed micro-batches of texts in tokens of the call's own model, and what is counted of them."""
+        values = self._inputs.values(call, ids)
+        columns = {name: values[field] for name, field in call.reads.items()}
+        texts = Texts(call, self._hosts.tokenizer(str(call.model)), self._graph.data.system, positions(model))
+        return texts.batches(columns, ids, self._plan.calls[call.name].micro_batch_tokens)
+
     def _infer(self, call: Call, message: Execute) -> None:
         """Every rank of a replica works on the replica's samples; the one that speaks has the results."""
         spans, stats = Spans(), Stats()
         output = call.decl.name
         with spans, self._hosts.using(call) as model:
-            batches = self._batches(call, message.shards[0])
+            ids = message.shards[0]
+            texts, counts = (None, {}) if call.retokenize is None else self._texts(call, ids, model)
+            batches = self._batches(call, ids) if texts is None else texts
             results = infer(model, batches, output, call.temperature)
             if self._rank in replicas(self._plan.calls[call.name]):
                 order = [sample for batch in batches for sample in batch.ids]
                 values = [plain(result, call) for result in results]
                 self._store.put(call.writes[output], dict(zip(order, values, strict=True)))
                 stats = field_stats(call.name, {call.writes[output]: values})
-                stats |= self._data.lengths.of_samples(call, message.shards[0], self._data.values)
+                stats |= self._data.lengths.of_samples(call, ids, self._data.values) | counts
         self._link.send(DispatchDone(message.dispatch, self._rank, stats=stats, spans=spans.merged))
 
     def _train(self, call: Call, message: Execute) -> None:
