@@ -28,10 +28,11 @@ def adaptive_kl(
 ) -> dict[str, Any]:
     """The coefficient of the KL penalty in the reward, steered so that the KL comes to `target`.
 
-    `realflow.algorithms.kl.adapted`, once a step: it grows while the KL is above the target. That is the
-    mean of k1, `logprobs - ref_logprobs` (packed, float [T]), over all tokens of the batch in `loss_mask`
-    (bool [T]); its samples (`lengths`, int64 [S]) are counted against `horizon`. **Choice**: the mean over
-    tokens, not that of the sums over a response.
+    `realflow.algorithms.kl.adapted`, once a step: it grows while the KL is above the target. With a `target`
+    of 0 it stays what it is, and the KL is only reported. The KL is the mean of k1, `logprobs - ref_logprobs`
+    (packed, float [T]), over all tokens of the batch in `loss_mask` (bool [T]); the batch's samples
+    (`lengths`, int64 [S]) are counted against `horizon`. **Choice**: the mean over tokens, not that of the
+    sums over a response.
 
     The step's own penalty has the coefficient of before (`kl_coef` at the start), the next step's the new
     one. Returns `kl_coef` (float64 [S], the same for all samples), `state` and `metrics`. Raises InputError
@@ -41,7 +42,7 @@ def adaptive_kl(
     coef, mask = float(state["kl_coef"]), loss_mask.bool()
     found = kl_estimate(logprobs.detach().double(), ref_logprobs.detach(), "k1")[mask]
     kl = float(found.mean()) if len(found) else target  # without any token nothing is learned of it
-    after = adapted(coef, kl, target=target, horizon=horizon, samples=len(lengths))
+    after = adapted(coef, kl, target=target, horizon=horizon, samples=len(lengths)) if target else coef
     return {
         "kl_coef": torch.full((len(lengths),), coef, dtype=torch.float64),
         "state": {"kl_coef": after},
@@ -50,7 +51,12 @@ def adaptive_kl(
 
 
 def normalise_returns(
-    rewards: torch.Tensor, *, state: Mapping[str, Any], beta: float = 0.99, floor: float = 0.1
+    rewards: torch.Tensor,
+    *,
+    state: Mapping[str, Any],
+    beta: float = 0.99,
+    floor: float = 0.1,
+    anchored: bool = False,
 ) -> dict[str, Any]:
     """Mean and standard deviation of returns so far, for a critic that predicts `(return - mean) / std`.
 
@@ -58,23 +64,34 @@ def normalise_returns(
     a step counts `beta` times as much as the one after it, corrected for having started at nothing (as
     PopArt's value normalisation does in MAPPO, arXiv 2103.01955, appendix). With gamma 1 the return of a
     token is its sample's reward, so that these are the returns' own. `std` is at least `floor`; where no
-    reward was ever seen, the mean is 0 and `std` 1.
+    reward was ever seen, the mean is 0 and `std` 1. With a `beta` of 1 that is so for ever: returns stay as
+    they are.
 
-    Returns `return_mean` and `return_std` (float64 [S], the same for all samples), `state` and `metrics`.
-    Raises InputError for an option out of range.
+    A critic that starts from a reward model says returns as they are, and has learnt nothing of their scale.
+    With `anchored` what is given is relative to the first step that had rewards (m, s): `std / s` and
+    `mean - m std / s`, 1 and 0 in that step, so that the critic's numbers keep their meaning. Its targets
+    have the mean m and the deviation s of that step from there on. (PopArt, arXiv 1602.07714, section 2,
+    keeps meanings by rewriting the head instead.)
+
+    Returns `return_mean` and `return_std` (float64 [S], the same for all samples), `state` and `metrics`,
+    which are the mean and deviation themselves. Raises InputError for an option out of range.
     """
     check_options("running.normalise_returns", beta=beta, floor=floor)
     there = rewards.detach().double()
     there = there[~there.isnan()]
     kept = {name: float(state[name]) for name in ("mean", "square", "weight")}
+    first = not kept["weight"]
     if len(there):
         now = {"mean": float(there.mean()), "square": float(there.square().mean()), "weight": 1.0}
         kept = {name: beta * kept[name] + (1 - beta) * now[name] for name in kept}
     mean, std = _moments(kept, floor)
+    first_mean, first_std = (mean, std) if first else (float(state["first_mean"]), float(state["first_std"]))
+    scale = std / first_std if anchored else std
+    shift = mean - first_mean * scale if anchored else mean
     return {
-        "return_mean": torch.full((len(rewards),), mean, dtype=torch.float64),
-        "return_std": torch.full((len(rewards),), std, dtype=torch.float64),
-        "state": kept,
+        "return_mean": torch.full((len(rewards),), shift, dtype=torch.float64),
+        "return_std": torch.full((len(rewards),), scale, dtype=torch.float64),
+        "state": {**kept, "first_mean": first_mean, "first_std": first_std},
         "metrics": {"critic/return_mean": mean, "critic/return_std": std},
     }
 

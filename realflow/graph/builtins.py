@@ -123,7 +123,7 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                 (FieldUse("kl_coef", "kl_coef", "sample", "float"),),
                 scope="batch",
                 options={"kl_coef": 0.1, "target": 0.1, "horizon": 10000.0},
-                ranges={"kl_coef": _NOT_NEGATIVE, "target": Range(above=0), "horizon": Range(least=1)},
+                ranges={"kl_coef": _NOT_NEGATIVE, "target": _NOT_NEGATIVE, "horizon": Range(least=1)},
                 state={"kl_coef": 0.1},
             ),
             _declare(
@@ -135,9 +135,9 @@ BUILTINS: Mapping[str, FunctionDecl] = MappingProxyType(
                     FieldUse("return_std", "return_std", "sample", "float"),
                 ),
                 scope="batch",
-                options={"beta": 0.99, "floor": 0.1},
+                options={"beta": 0.99, "floor": 0.1, "anchored": False},
                 ranges={"beta": _SHARE, "floor": Range(above=0)},
-                state={"mean": 0.0, "square": 0.0, "weight": 0.0},
+                state={"mean": 0.0, "square": 0.0, "weight": 0.0, "first_mean": 0.0, "first_std": 1.0},
             ),
             *LOSSES,
             _declare(

@@ -51,14 +51,24 @@ def read_models(section: Section) -> dict[str, ModelSpec]:
 
 
 def _read_follow(section: Section) -> Follow | None:
-    """None where it does not say which model: nothing more can be said of it."""
+    """None where it does not say which model (nothing more can be said of it), or where the rate is 0: the
+    model then never follows."""
     follow = Follow(
         model=section.need("model", TEXT, ""),
-        decay=section.need("decay", number("a number above 0 and below 1", above=0, below=1), 0.5),
+        decay=_read_decay(section),
         every=section.take("every", STEPS, 1),
     )
-    section.close(("model", "decay", "every"))
-    return follow if follow.model else None
+    section.close(("model", "decay", "rate", "every"))
+    return follow if follow.model and follow.decay < 1 else None
+
+
+def _read_decay(section: Section) -> float:
+    """`decay`, or 1 less the `rate`; one of the two is said."""
+    if "rate" not in section:
+        return section.need("decay", number("a number above 0 and below 1", above=0, below=1), 0.5)
+    if "decay" in section:
+        section.problem("rate and decay say the same (rate is 1 - decay); keep one of them", "rate")
+    return 1 - section.take("rate", number("a number from 0 to below 1", least=0, below=1), 0.5)
 
 
 def _read_lora(section: Section) -> LoraSpec | None:

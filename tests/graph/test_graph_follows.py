@@ -50,6 +50,39 @@ def test_a_model_that_follows_is_read_and_written_again(every: str | None, steps
     assert load_graph(mapping(None, call=renamed)).models["ref"].follows is None
 
 
+RENAMED = {"use": "logprobs", "writes": {"logprobs": "ref_logprobs"}}
+
+
+@pytest.mark.parametrize(("rate", "decay"), [(0.25, 0.75), (0.01, 0.99), (1e-3, 0.999)])
+def test_a_rate_is_what_decay_leaves(rate: float, decay: float) -> None:
+    graph = load_graph(mapping({"model": "actor", "rate": rate}, call=RENAMED))
+    assert graph == load_graph(mapping({"model": "actor", "decay": decay}, call=RENAMED))
+    assert load_graph(graph_to_mapping(graph)) == graph
+
+
+def test_a_rate_of_zero_never_follows() -> None:
+    """The graph is then that of a model which does not follow."""
+    graph = load_graph(mapping({"model": "actor", "rate": 0, "every": "3 steps"}, call=RENAMED))
+    assert graph == load_graph(mapping(None, call=RENAMED))
+
+
+@pytest.mark.parametrize(
+    ("follows", "told"),
+    [
+        ({"rate": 1}, "found 1, expected a number from 0 to below 1"),
+        ({"rate": -0.1}, "found -0.1, expected a number from 0 to below 1"),
+        ({"decay": 0}, "found 0, expected a number above 0 and below 1"),
+        ({"decay": 1}, "found 1, expected a number above 0 and below 1"),
+        ({"rate": 0.1, "decay": 0.9}, "rate and decay say the same (rate is 1 - decay); keep one of them"),
+        ({}, "decay"),
+    ],
+)
+def test_what_is_no_share_is_refused(follows: dict[str, float], told: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_graph(mapping({"model": "actor", **follows}, call=RENAMED))
+    assert told in str(error.value) and len(error.value.problems) == 1
+
+
 @pytest.mark.parametrize("follows", ["actor", {"decay": 0.9}, {"model": 3, "decay": 0.9}])
 def test_what_names_no_model_is_told_once(follows: Any) -> None:
     """Nothing is said of a model that was never named."""

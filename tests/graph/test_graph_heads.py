@@ -57,23 +57,28 @@ def test_ppo_has_four_models_and_six_calls_on_them() -> None:
     assert graph.extents["values"] == graph.extents["returns"] == graph.extents["advantages"] == "token"
     assert graph.extents["rewards"] == "sample"
     credit = graph.call("credit")
-    assert credit.options["kl_coef"] == 0.02 and credit.reads["ref_logprobs"] == "ref_logprobs"
+    assert credit.reads["kl_coefs"] == "kl_coef" and credit.reads["ref_logprobs"] == "ref_logprobs"
+    assert graph.call("kl").options["kl_coef"] == 0.02 and graph.call("kl").options["target"] == 0
+    assert graph.models["critic"].path == graph.models["reward"].path != graph.models["actor"].path
+    assert graph.models["ref"].follows is None  # it stays as it is
     assert "token_rewards" not in credit.reads  # nothing in the graph writes them
     assert load_graph(graph_to_mapping(graph)) == graph
 
 
 def test_a_checked_answer_may_stand_for_the_reward_model(tmp_path: Path) -> None:
-    """What the comment in the file says: one call swapped, one model removed."""
-    infer = "    model: reward  # `use: rewards.last_number` (no model), and remove models.reward\n"
+    """What the comment in the file says: one call swapped, one model removed, the critic's start."""
+    more = "# `use: rewards.last_number` (no model), remove models.reward, give critic ${model}"
+    infer = f"    model: reward  {more}\n"
     swapped = PPO.replace(
         f"{infer}    op: infer\n    use: rewards\n", "    op: function\n    use: rewards.last_number\n"
     )
     start = swapped.index("  reward:  # gives")
     end = swapped.index("# The same questions")
     file = tmp_path / "ppo.yaml"
-    file.write_text(swapped[:start] + swapped[end:])
+    file.write_text((swapped[:start] + swapped[end:]).replace("path: ${reward_model}", "path: ${model}"))
     graph = load_graph(file)
     assert set(graph.models) == {"actor", "critic", "ref"}
+    assert {model.path for model in graph.models.values()} == {graph.params["model"]}
     assert graph.call("reward").reads == {"completion": "completion", "answer": "answer"}
 
 
@@ -138,8 +143,8 @@ ACTOR = '    path: ${model}\n    dtype: ${dtype}\n    optimizer: {name: adamw, l
         ),
         (
             ("    writes: {logprobs: ref_logprobs}\n", "    writes: {logprobs: first_logprobs}\n"),
-            "use: credit.gae\n",
-            "calls.credit.options.kl_coef: found 0.02, but nothing writes 'ref_logprobs', which it needs",
+            "  kl:      # logprobs",
+            "calls.kl: reads the field 'ref_logprobs', which nothing writes",
         ),
         (
             ("    use: rewards\n", "    use: rewards\n    writes: {rewards: values}\n"),
@@ -152,12 +157,12 @@ ACTOR = '    path: ${model}\n    dtype: ${dtype}\n    optimizer: {name: adamw, l
             "reads the field 'values' (as 'rewards') with a value for each sample, found one for each token",
         ),
         (
-            ("    options: {clip: 0.2}", "    options: {clip_range: 0.2}"),
+            ('    options: {clip: "${value_clip}"}', "    options: {clip_range: 0.2}"),
             "options: {clip_range",
             "unknown key 'clip_range'; known: clip",
         ),
         (
-            ('lam: "${lam}", kl_coef', 'lam: "${lam}", kl: k5, kl_coef'),
+            ('lam: "${lam}"}', 'lam: "${lam}", kl: k5}'),
             "kl: k5",
             "found the text 'k5', expected one of k1, k2, k3",
         ),

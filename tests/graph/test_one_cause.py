@@ -65,10 +65,13 @@ def test_a_call_is_not_advised_to_read_what_it_writes() -> None:
     assert "rewards" not in problem.message and "advantages" in problem.message
 
 
+BUILTIN = {"credit": "credit.gae", "kl": "running.adaptive_kl", "scale": "running.normalise_returns"}
 OUT_OF_RANGE = [
     ("lam=2", "calls.credit.options.lam", "found 2, expected a number from 0 to 1"),
     ("gamma=-1", "calls.credit.options.gamma", "found -1, expected a number from 0 to 1"),
-    ("kl_coef=-0.5", "calls.credit.options.kl_coef", "found -0.5, expected a number >= 0"),
+    ("kl_coef=-0.5", "calls.kl.options.kl_coef", "found -0.5, expected a number >= 0"),
+    ("kl_target=-1", "calls.kl.options.target", "found -1, expected a number >= 0"),
+    ("value_memory=1.5", "calls.scale.options.beta", "found 1.5, expected a number from 0 to 1"),
 ]
 
 
@@ -81,7 +84,8 @@ def test_options_out_of_range_are_refused_with_file_and_line(
         load_graph(file, [override])
     (problem,) = caught.value.problems
     assert (problem.file, problem.where) == (str(file), where) and message in problem.message
-    assert problem.line == file.read_text().split("use: credit.gae")[0].count("\n") + 2
+    use = BUILTIN[where.split(".")[1]]
+    assert problem.line == file.read_text().split(f"use: {use}")[0].count("\n") + 2
     assert main(["check", "ppo", override]) == 2
     assert f"{file}:{problem.line}: {where}" in capsys.readouterr().err
 
@@ -96,7 +100,7 @@ def test_options_out_of_range_are_refused_with_file_and_line(
     ],
 )
 def test_a_range_takes_numbers_in_it_alone(options: str, message: str) -> None:
-    text = find_graph("ppo").read_text().replace("{clip: 0.2}", f"{{{options}}}")
+    text = find_graph("ppo").read_text().replace('{clip: "${value_clip}"}', f"{{{options}}}")
     with pytest.raises(InputError) as caught:
         load_graph(text)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""graphs/ppo.yaml at tiny size: models, data, and small real runs of it."""
+"""graphs/ppo.yaml at tiny size: models, data, small real runs of it, and what its reference must be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from realflow.api import plan, run
 from realflow.graph import Graph, find_graph, graph_to_mapping, load_graph
 
 STEPS = 5
+RATE = 0.1
+MOVING = (f"ref_rate={RATE}", "kl_target=0.01", "kl_horizon=100")
+"""All that can move beside the weights: the reference follows, and the coefficient of the KL adapts."""
 
 
 def tiny_scorer(directory: Path, dtype: str = "float64", seed: int = 0) -> Path:
@@ -51,6 +54,7 @@ def ppo_graph(folder: Path, *overrides: str, optimizer: Mapping[str, Any] | None
         "path": str(folder / "prompts.jsonl"),
         "fields": {"prompt": "question", "answer": "answer"},
     }
+    mapping["checkpoint"] = {"every": "1 steps", "keep": STEPS}
     for model in ("actor", "critic"):
         mapping["models"][model]["optimizer"] |= optimizer or {}
     return load_graph(mapping)
@@ -74,3 +78,23 @@ def weights(run_dir: Path, model: str, step: int = STEPS) -> dict[str, torch.Ten
     for file in sorted((run_dir / "checkpoints" / f"step-{step:06d}" / model).glob("*.safetensors")):
         found |= load_file(file)
     return found
+
+
+def average(folder: Path, run_dir: Path, rate: float, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """What the reference must be after `step` steps, from the actor's checkpoints alone, in float64."""
+    found = {k: v.double() for k, v in load_file(folder / "actor" / "model.safetensors").items()}
+    for done in range(1, step + 1):
+        actor = weights(run_dir, "actor", done)
+        found = {name: (1 - rate) * value + rate * actor[name].double() for name, value in found.items()}
+    return found
+
+
+def follows(folder: Path, run_dir: Path, rate: float = RATE, step: int = STEPS) -> float:
+    """How far the reference is from that, relative to how far it went: the largest of any tensor."""
+    start = load_file(folder / "actor" / "model.safetensors")
+    ref, wanted = weights(run_dir, "ref", step), average(folder, run_dir, rate, step)
+    assert ref.keys() == wanted.keys() == start.keys()
+    return max(
+        float(torch.linalg.norm(ref[name].double() - value) / torch.linalg.norm(ref[name] - start[name]))
+        for name, value in wanted.items()
+    )

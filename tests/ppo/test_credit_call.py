@@ -35,6 +35,9 @@ def columns() -> dict[str, list[Any]]:
         "loss_mask": [torch.arange(length) > 0 for length in LENGTHS],
         "rewards": [1.0, None, 0.25],
         "finish_reason": ["stop", "stop", "length"],
+        "kl_coef": [0.02] * 3,
+        "return_mean": [0.5] * 3,
+        "return_std": [2.0] * 3,
     }
 
 
@@ -54,7 +57,10 @@ def test_each_sample_gets_its_tokens(graph: Graph) -> None:
         torch.tensor(LENGTHS),
         logprobs=torch.cat(values["logprobs"]),
         ref_logprobs=torch.cat(values["ref_logprobs"]),
-        gamma=1.0, lam=0.95, kl_coef=0.02,
+        kl_coefs=torch.full((3,), 0.02),
+        return_mean=torch.full((3,), 0.5),
+        return_std=torch.full((3,), 2.0),
+        gamma=1.0, lam=0.95,
     )  # fmt: skip
     for name, column in found.items():
         assert [len(entry) for entry in column] == LENGTHS
@@ -66,9 +72,7 @@ def test_each_sample_gets_its_tokens(graph: Graph) -> None:
 
 def test_the_options_of_the_graph_arrive(graph: Graph) -> None:
     call = graph.call("credit")
-    other = replace(
-        graph, calls=tuple(replace(c, options={**c.options, "kl_coef": 0.5}) for c in graph.calls)
-    )
+    other = replace(graph, calls=tuple(replace(c, options={**c.options, "lam": 0.5}) for c in graph.calls))
     assert call.options["whiten"] is True and call.decl.scope == "batch"
     first, second = run(graph, columns())["returns"], run(other, columns())["returns"]
     assert (torch.cat(first) - torch.cat(second)).abs().max() > 0.01

@@ -68,12 +68,14 @@ def test_equal_vocabularies_pass(folders: dict[str, Path], reward: str) -> None:
 def test_other_vocabularies_are_told_with_file_line_and_param(
     folders: dict[str, Path], reward: str, message: str
 ) -> None:
-    (problem,) = vocabulary_problems(ppo(folders, reward))
+    problems = {problem.where: problem for problem in vocabulary_problems(ppo(folders, reward))}
+    assert set(problems) == {"models.critic.path", "models.reward.path"}  # the critic has the same files
     file = find_graph("ppo")
-    line = file.read_text().split("path: ${reward_model}")[0].count("\n") + 1
-    assert re.search(message, problem.message)
-    assert (problem.where, problem.file, problem.line) == ("models.reward.path", str(file), line)
-    assert problem.message.endswith("(the value comes from params: reward_model)")
+    parts = file.read_text().split("path: ${reward_model}")
+    for where, before in (("models.critic.path", parts[:1]), ("models.reward.path", parts[:2])):
+        assert (problems[where].file, problems[where].line) == (str(file), "".join(before).count("\n") + 1)
+        assert problems[where].message.endswith("(the value comes from params: reward_model)")
+    assert re.search(message, problems["models.reward.path"].message)
 
 
 def test_check_plan_and_run_refuse(
