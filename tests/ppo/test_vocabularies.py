@@ -102,3 +102,18 @@ def test_tokenized_data_counts_as_its_model(folders: dict[str, Path]) -> None:
     mapping["data"]["tokenize"] = "tokenizer"
     (problem,) = vocabulary_problems(load_graph(mapping))
     assert "needs a model with the vocabulary of tokenizer" in problem.message
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text in other tokens has no log probabilities of the tokens that were drawn: nothing to advise but
+    another teacher."""
+    model = f"model={folders['actor']}"
+    assert main(["check", "distill", model, f"teacher={folders['swapped']}"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"models\.teacher\.path: token \d+ of actor is '[ab]', token \d+ of teacher is", told)
+    assert "call teach needs a model with the vocabulary of actor" in told and "retokenize" not in told
+    assert main(["check", "distill", model, f"teacher={folders['large']}"]) == 2
+    assert "actor has no token 100, token 100 of teacher is '<unused" in capsys.readouterr().err
+    assert main(["check", "distill", model, f"teacher={folders['same']}"]) == 0  # the control
