@@ -117,7 +117,6 @@ class Master:
         self._pongs = 0
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
-        self._poller.register(self._slices.fd, zmq.POLLIN)
         self._started = time.monotonic()
         self._shown = 0.0
 
@@ -260,6 +259,8 @@ class Master:
                 return
             self._poller.register(self._pidfds[hello.rank], zmq.POLLIN)
         if self._begun:
+            # Not before: slices are kept until all are there, and one that is ready would end every wait.
+            self._poller.register(self._slices.fd, zmq.POLLIN)
             addresses = {rank: h.address for rank, h in sorted(self._hellos.items())}
             for rank in addresses:
                 self._send(To(rank, Begin(addresses)))
