@@ -200,3 +200,16 @@ def test_heads_give_what_functions_can_ask_for() -> None:
     for decl in BUILTINS.values():
         if decl.kind == "loss":
             assert any(set(decl.needs) <= set(given) for given in LOSS_OUTPUTS.values()), decl.name
+
+
+def test_an_option_that_needs_a_field_is_refused_without_it() -> None:
+    """A KL in the reward, and nothing that writes the reference's log probabilities."""
+    mapping = graph_to_mapping(load_graph(find_graph("ppo")))
+    del mapping["calls"]["kl"], mapping["calls"]["ref"], mapping["models"]["ref"]
+    load_graph(mapping)  # the control: without the KL nothing is missing
+    mapping["calls"]["credit"]["options"] = {"kl_coef": 0.02}
+    with pytest.raises(InputError) as caught:
+        load_graph(mapping)
+    (problem,) = caught.value.problems
+    assert problem.where == "calls.credit.options.kl_coef"
+    assert "found 0.02, but nothing writes 'ref_logprobs', which it needs" in problem.message
