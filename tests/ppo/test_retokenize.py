@@ -22,6 +22,7 @@ from realflow.errors import InputError
 from realflow.graph import load_graph
 from realflow.graph.retokenize import OF_TEXT
 from realflow.graph.types import Call, Retokenize
+from realflow.planfile import read_plan, write_plan
 from realflow.runtime.retokenize import Texts
 
 END = "</s>"
@@ -96,6 +97,21 @@ def test_another_tokenizer_is_refused_without_it(folder: Path, capsys: pytest.Ca
     assert main(["check", str(folder / "text.yaml")]) == 0
     with pytest.raises(InputError, match="retokenize: true"):
         plan(load_graph(folder / "tokens.yaml"), devices=1, layouts="d1")
+
+
+def test_the_planner_counts_with_the_policys_lengths(folder: Path, tmp_path: Path) -> None:
+    """As with a judge of the same tokenizer that reads tokens, but for the bytes of these; and a plan file
+    keeps it."""
+    same = tiny_scorer(tmp_path / "judge", seed=4)
+    text = (folder / "tokens.yaml").read_text().replace(str(folder / "judge"), str(same))
+    graphs = {"tokens": load_graph(text), "text": load_graph(folder / "text.yaml")}
+    plans = {name: plan(graph, devices=2) for name, graph in graphs.items()}
+    layouts = {name: made.calls["reward"].layout for name, made in plans.items()}
+    assert layouts["text"] == layouts["tokens"]
+    seconds = {name: made.calls["reward"].predicted_seconds for name, made in plans.items()}
+    assert seconds["text"] == pytest.approx(seconds["tokens"], rel=0.02)
+    write_plan(plans["text"], tmp_path / "plan.yaml")
+    assert read_plan(tmp_path / "plan.yaml").graph == graphs["text"]
 
 
 # ---- what is read ---------------------------------------------------------------------------------
