@@ -3,8 +3,9 @@
 build(models, cluster, ask) -> Built(problem, meanings, ...)
 """
 
-from planner.options.build import Ask, Built, Least, Meaning, Pin, TooLarge, build, function_ranks
+from planner.options.build import build, function_ranks
 from planner.options.models import Models
+from planner.options.values import Ask, Built, Least, Meaning, Pin, TooLarge
 from planner.options.ways import Way, Wishes
 
 __all__ = [

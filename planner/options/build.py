@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 
 from planner.callbytes import CallBytes
-from planner.costs import CallCost, Costs
 from planner.decoderparts import option_bytes
 from planner.hardware import node_device
-from planner.lengths import Lengths, read_lengths
-from planner.memory import Assumptions, usable_bytes
+from planner.lengths import read_lengths
+from planner.memory import usable_bytes
 from planner.meshes import Pool, places, pools
 from planner.options.finer import finer
 from planner.options.models import Models
 from planner.options.moves import Moves
 from planner.options.prune import MOST, best, undominated
 from planner.options.rules import comes_after, costs_on
+from planner.options.values import Ask, Built, Least, Meaning, Pin, TooLarge
 from planner.options.ways import Way, Wishes, layouts, most_replicas, ways
-from planner.profile import Profile
 from planner.search import Call, Option, Problem
 from realflow.errors import InputError
 from realflow.errors import Problem as Wrong
@@ -31,79 +30,6 @@ from realflow.planfile import Cluster
 SMALL, LARGE = 32, 256
 """With meshes of any length: devices up to which no layout is left out unless another one is better in
 everything; beyond which fewer layouts of each size are looked at."""
-
-
-@dataclass(frozen=True)
-class Pin:
-    """What a person has fixed of a call. None: the search chooses."""
-
-    layout: Layout | None = None
-    place: range | None = None
-    wishes: Wishes = field(default_factory=Wishes)
-    text: str = ""
-    """As it was given, for messages."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked of the search beside graph and cluster."""
-
-    meshes: str = "any"
-    pins: Mapping[str, Pin] = field(default_factory=dict)
-    wishes: Wishes = field(default_factory=Wishes)
-    profile: Profile | None = None
-    assume: Assumptions = field(default_factory=Assumptions)
-    function_seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Least:
-    """The leanest way of a call that was found too large for all devices."""
-
-    way: Way
-    kind: str
-    needed: CallBytes
-    room: int
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What an option of a call stands for. `kind` is that of its devices."""
-
-    way: Way
-    pool: int
-
-
-@dataclass(frozen=True)
-class Built:
-    """A problem, and what its options mean: `meanings[call][option]`. `costs` has those of each pool."""
-
-    problem: Problem
-    meanings: Mapping[str, tuple[Meaning, ...]]
-    costs: tuple[Costs, ...]
-    lengths: Lengths
-    tried: int
-    """Ways of running calls that were costed."""
-    left_out: int
-    """Layouts of calls that fit, for each number of devices, but were left out without proof that no shortest
-    plan needs them."""
-
-    def way(self, call: str, option: int) -> Way:
-        """How a call runs with an option."""
-        return self.meanings[call][option].way
-
-    def cost(self, call: str, option: int) -> CallCost:
-        """What an option costs, by parts."""
-        meaning = self.meanings[call][option]
-        return self.costs[meaning.pool].call(call, meaning.way)
-
-
-class TooLarge(Exception):
-    """No option of a call fits into any device. `least` is the leanest."""
-
-    def __init__(self, call: str, least: Least) -> None:
-        super().__init__(call)
-        self.call, self.least = call, least
 
 
 def build(models: Models, cluster: Cluster, ask: Ask, *, tighten: Sequence[int] = ()) -> Built:
@@ -230,15 +156,16 @@ class _Builder:
             pin.wishes.flags,
         )
         on_host, room = self.on_host[pool], self.room[pool]
+        bytes_of = lru_cache(maxsize=None)(lambda way: self._bytes(call, way, on_host))  # asked for twice
         listed = ways(self.graph, call, layout, own, every=on_host)
         if room is not None:
             longest = self.lengths.longest_prompt + self.lengths.longest_response
             more = finer(call.op == "generate", listed, own,
-                         lambda way: _whole(self._bytes(call, way, on_host)), room, longest)  # fmt: skip
+                         lambda way: _whole(bytes_of(way)), room, longest)  # fmt: skip
             listed = list(dict.fromkeys([*listed, *more]))
         found = []
         for way in listed:
-            needed = self._bytes(call, way, on_host)
+            needed = bytes_of(way)
             if room is None or needed.weights + needed.own_bytes + needed.active_bytes <= room:
                 found.append((way, needed))
             elif self.least is None or _whole(needed) - room < _whole(self.least.needed) - self.least.room:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.layouts import read_choice, words_of
-from planner.options.build import Ask, Pin
 from planner.options.models import Models
+from planner.options.values import Ask, Pin
 from planner.options.ways import Wishes, most_replicas
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.hardware import node_device
-from planner.options.build import Ask, Least, Pin, TooLarge, build
+from planner.options.build import build
 from planner.options.models import Models
+from planner.options.values import Ask, Least, Pin, TooLarge
 from planner.search import Infeasible, Work, solve
 from realflow.errors import InputError, Problem
 from realflow.graph.types import Call, Graph

@@ -12,10 +12,10 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from planner.search.classes import Sketch, Span
 from planner.search.evaluate import chosen, evaluate, holding, misfits, needs
 from planner.search.groups import Grouped
 from planner.search.problem import MOVE, Call, Choice, Order, Placed, Problem, Slot
+from planner.search.sketches import Sketch, Span
 from planner.search.solver import make_solver
 
 Plan = tuple[Choice, Order]

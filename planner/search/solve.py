@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from planner.search.bounds import simple_bound
-from planner.search.classes import Found, solve_classes, ticks_of
+from planner.search.classes import solve_classes
 from planner.search.dominated import undominated
 from planner.search.evaluate import evaluate, misfits
 from planner.search.exact import solve_exact
@@ -15,6 +15,7 @@ from planner.search.groups import Grouped, grouped
 from planner.search.local import improve
 from planner.search.problem import Choice, Infeasible, Order, Problem, Solution, Work
 from planner.search.realise import realise
+from planner.search.sketches import Found, ticks_of
 
 _SMALL = 16
 """Devices up to which the explicit model proves what the class model leaves open."""
@@ -24,6 +25,9 @@ _ROUNDED = 16
 """Ticks that rounding may leave between the bound and the plan that it belongs to."""
 _FIRST = 0.25
 """Part of the solver's work for plans with powers of two of devices, where there are others."""
+_LIGHT = 0.25
+"""Part of the solver's work with few linear relaxations, for large problems: they suffice for most proofs, in
+a fraction of the time. Small ones take little time in any case."""
 _SOME = 10_000
 """Moves that are looked at where only their size matters."""
 _PLACING = 0.05
@@ -53,6 +57,11 @@ class _Search:
         self.rounding = max(_PROVEN, _ROUNDED / ticks_of(problem.devices))
 
     @property
+    def large(self) -> bool:
+        """Whether the explicit model is too large to prove anything."""
+        return self.problem.devices > _SMALL
+
+    @property
     def proven(self) -> bool:
         """Whether the best plan is known to be best."""
         return self.best is not None and self.bound >= self.best.makespan * (1 - self.rounding)
@@ -74,18 +83,21 @@ class _Search:
         """Plans with powers of two of devices: few options, hardly worse than all."""
         view = self.view.restricted([1 << bit for bit in range(self.problem.devices.bit_length())])
         if view is not None and not self.proven and view.groups != self.view.groups:
-            self._classes(view, _FIRST * self.work.solver)
+            self._classes(view, _FIRST * self.work.solver, light=self.large)
 
     def everything(self) -> None:
         """The class model of all options: it gives the bound."""
         if self.best is None:
             self.bound = max(self.bound, self._classes(self.view, _FIRST * self.work.solver).bound)
+        if self.large and self.best is not None and not self.proven:
+            seconds = min(self.left, _LIGHT * self.work.solver)
+            self.bound = max(self.bound, self._classes(self.view, seconds, light=True).bound)
         if self.best is not None and not self.proven:
             self.bound = max(self.bound, self._classes(self.view, self.left).bound)
 
     def exactly(self) -> None:
         """The explicit model, where it is small enough."""
-        if self.proven or self.problem.devices > _SMALL:
+        if self.proven or self.large:
             return
         reduced = undominated(self.problem)
         choice = None if self.best is None else reduced.reduced(self.best.choice)
@@ -110,10 +122,10 @@ class _Search:
             refuse(self.problem, seed=self.seed, seconds=self.work.solver)
         return replace(self.best, bound=min(self.bound, self.best.makespan))
 
-    def _classes(self, view: Grouped, seconds: float) -> Found:
+    def _classes(self, view: Grouped, seconds: float, *, light: bool = False) -> Found:
         horizon = self.best.makespan if self.best else _longest(self.problem, view)
         found = solve_classes(
-            self.problem, view, seed=self.seed, seconds=seconds, horizon=horizon, hint=self.best
+            self.problem, view, seed=self.seed, seconds=seconds, horizon=horizon, hint=self.best, light=light
         )
         self.left = max(0.0, self.left - found.spent)
         for sketch in found.sketches:

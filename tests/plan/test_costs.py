@@ -17,8 +17,8 @@ from planner.costs import Costs
 from planner.costs.batches import Sample, _pack, dispatch, mean_pack, sequence_cost
 from planner.costs.functions import SAMPLE_SECONDS
 from planner.costs.passes import BUCKET
-from planner.costs.rollout import PREFILL, expected_maximum, simulate, slowest_replica
-from planner.costs.stages import pipelined, stage_runs
+from planner.costs.rollout import PREFILL, as_few, expected_maximum, simulate, slowest_replica
+from planner.costs.stages import pipelined, stage_classes, stage_runs
 from planner.decoder import Decoder, read_decoder
 from planner.lengths import Lengths, Pair, read_lengths
 from realflow.data.balance import micro_batches, minibatches
@@ -232,7 +232,42 @@ def test_the_last_replica_has_the_longest_response() -> None:
     assert expected_maximum(1) == 0 < expected_maximum(2) < expected_maximum(100) < 3
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 50), st.integers(1, 60))
+def test_fewer_replicas_stand_for_as_many_as_draw_the_same(
+    prompts: int, samples: int, replicas: int, slots: int
+) -> None:
+    lengths = Lengths(tuple(Pair(10, r, 1 / 40) for r in range(1, 41)), 50, 40, "")
+
+    def drawn(count: int) -> object:
+        return slowest_replica(lengths, prompts, samples, count, slots)
+
+    few = as_few(prompts, samples, replicas, slots)
+    assert few <= replicas and drawn(few) == drawn(replicas)
+    assert as_few(prompts, samples, few, slots) == few
+
+
+def test_replicas_that_draw_other_samples_do_not_stand_for_each_other() -> None:
+    assert [as_few(10, 4, replicas, 8) for replicas in (1, 2, 3, 4, 5, 6, 9)] == [1, 2, 3, 4, 5, 6, 9]
+    assert [as_few(10, 4, replicas, 7) for replicas in (5, 6, 9)] == [5, 5, 5]  # two prompts each
+    lengths = Lengths(tuple(Pair(10, r, 1 / 40) for r in range(1, 41)), 50, 40, "")
+    assert slowest_replica(lengths, 10, 4, 5, 8) != slowest_replica(lengths, 10, 4, 6, 8)
+
+
 # ---- stages ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.booleans())
+def test_stages_of_a_class_compute_the_same(count: int, window: int, decoding: bool) -> None:
+    model = decoder(num_hidden_layers=12, model_type="qwen2", sliding_window=window + 1, max_window_layers=3,
+                    use_sliding_window=window > 0)  # fmt: skip
+    firsts, of = stage_classes(model, count, decoding=decoding)
+    runs = stage_runs(model, count)
+    told = [(run.kinds, run.ends, run.embeds and not decoding) for run in runs]
+    assert len(of) == count and len(firsts) == len(set(told))
+    assert [told[firsts[one]] for one in of] == told
+    assert all(of.index(index) == first for index, first in enumerate(firsts))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -28,6 +28,7 @@ from planner.search import (
     solve,
 )
 from planner.search.bounds import simple_bound
+from planner.search.classes import solve_classes
 from planner.search.groups import grouped
 
 LITTLE = Work(solver=10.0, rounds=500)
@@ -64,6 +65,21 @@ def test_plans_are_the_best_of_all(start: int) -> None:
 def test_500_solved_problems_are_the_best_of_all(start: int) -> None:
     for seed in range(start, start + 50):
         check(random_problems.random_problem(seed))
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_no_plan_is_below_the_bound_of_the_class_model(light: bool) -> None:
+    """Proven or not: also where the solver has little time."""
+    for seed in range(8):
+        problem = random_problems.random_problem(seed, most=500)
+        if (best := enumerator.best_plan(problem)) is None:
+            continue
+        for seconds in (0.001, 1.0):
+            found = solve_classes(
+                problem, grouped(problem), seed=seed, seconds=seconds, horizon=2 * best.seconds, light=light
+            )
+            assert found.bound <= best.seconds * (1 + 1e-12)
+            assert found.spent < 2 * seconds + 0.1
 
 
 LARGE = {
