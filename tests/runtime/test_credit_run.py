@@ -14,6 +14,8 @@ CALLS = """\
   prox: {model: actor, op: infer, use: logprobs, writes: {logprobs: prox_logprobs}}
   weights: {op: function, use: mismatch.importance}
   monitor: {op: function, use: mismatch.monitor}
+  again: {model: actor, op: infer, use: logprobs, options: {alone: true}, writes: {logprobs: again_logprobs}}
+  noise: {op: function, use: mismatch.noise_floor}
   coef: {op: function, use: running.adaptive_kl, options: {kl_coef: 0.05}}
   credit: {op: function, use: credit.reinforce_pp_baseline}
   plain: {op: function, use: credit.reinforce_pp, writes: {advantages: plain}}
@@ -76,6 +78,8 @@ def test_every_call_has_metrics_that_make_sense(ran: Path) -> None:
     for step in metrics(ran):
         assert step["mismatch/abs_mean"] < 1e-5 and step["mismatch/q99"] < 1e-5
         assert step["mismatch/frac_outside"] == 0
+        assert 0 <= step["mismatch/noise/abs_mean"] <= step["mismatch/noise/q99"] < 1e-12
+        assert step["mismatch/noise/frac_outside"] == 0
         assert step["weights/weights/max"] == pytest.approx(1, abs=1e-5)
         for name in ("critic/advantages", "plain/plain", "free/free"):
             assert abs(step[f"{name}/mean"]) < 1e-6 and step[f"{name}/max"] > 0 > step[f"{name}/min"]
