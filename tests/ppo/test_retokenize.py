@@ -19,9 +19,10 @@ from realflow.api import plan, run
 from realflow.cli import main
 from realflow.data.text import encode_prompt
 from realflow.errors import InputError
-from realflow.graph import load_graph
+from realflow.graph import find_graph, graph_to_mapping, load_graph
 from realflow.graph.retokenize import OF_TEXT
 from realflow.graph.types import Call, Retokenize
+from realflow.models.vocabularies import vocabulary_problems
 from realflow.planfile import read_plan, write_plan
 from realflow.runtime.retokenize import Texts
 
@@ -97,6 +98,18 @@ def test_another_tokenizer_is_refused_without_it(folder: Path, capsys: pytest.Ca
     assert main(["check", str(folder / "text.yaml")]) == 0
     with pytest.raises(InputError, match="retokenize: true"):
         plan(load_graph(folder / "tokens.yaml"), devices=1, layouts="d1")
+
+
+def test_ppo_with_another_judge_has_a_critic_that_starts_from_the_actor(folder: Path) -> None:
+    """What docs/rewards.md says: the critic reads tokens, so it cannot start from such a reward model."""
+    settings = [f"model={folder / 'actor'}", f"reward_model={folder / 'judge'}"]
+    found = graph_to_mapping(load_graph(find_graph("ppo"), settings))
+    found["calls"]["reward"]["retokenize"] = True
+    found["models"]["critic"]["path"] = str(folder / "judge")
+    where = {problem.where for problem in vocabulary_problems(load_graph(found))}
+    assert where == {"models.critic.path"}
+    found["models"]["critic"]["path"] = str(folder / "actor")
+    assert vocabulary_problems(load_graph(found)) == []
 
 
 def test_the_planner_counts_with_the_policys_lengths(folder: Path, tmp_path: Path) -> None:
