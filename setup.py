@@ -53,6 +53,7 @@ DEVELOPMENT = [
     "packaging",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "ruff",
     "setuptools",
     "types-PyYAML",

@@ -12,3 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_runtest_setup() -> None:
+    """The width of somebody's terminal is no part of what commands print, unless a test says it."""
+    os.environ.pop("COLUMNS", None)

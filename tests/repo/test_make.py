@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SPREAD = "python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "
 
 
 def planned(target: str, *variables: str) -> list[str]:
@@ -33,7 +34,7 @@ def planned(target: str, *variables: str) -> list[str]:
 def test_make_test_lints_then_tests() -> None:
     lines = planned("test", "ARGS=-x")
     tools = [line.split("/")[-1] for line in lines if "/bin/" in line]
-    wanted = ["ruff check .", "ruff format --check .", "mypy", "lint-imports", "python -m pytest -q -x"]
+    wanted = ["ruff check .", "ruff format --check .", "mypy", "lint-imports", SPREAD + "-x"]
     assert [tool for tool in tools if tool in wanted] == wanted
 
 
