@@ -1,6 +1,6 @@
 """The README's commands and its Python work as they stand there.
 
-`make demo` is run as the script behind it, with two steps; `make test` is what runs this.
+`make demo` is run as the script behind it, with two small steps; `make test` is what runs this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MAKE = {
-    "make demo": f"'{sys.executable}' '{ROOT}/experiments/demo/demo.py' --steps 2",
+    "make demo": f"'{sys.executable}' '{ROOT}/experiments/demo/demo.py' --steps 2 prompts=2 samples=2",
     "make test": "true",
 }
 TIMEOUT = 500
