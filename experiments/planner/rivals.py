@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from planner.formulas import Cut, stage_elements
 from planner.options import Ask, Models, Pin, TooLarge, build
 from planner.options.ways import layouts
 from planner.search import Choice, Infeasible, Placed, Problem, Slot, Solution, Work, evaluate, misfits, solve
@@ -103,7 +104,8 @@ def _heaviest(models: Models, level: Mapping[str, int], ladder: Sequence[Layout]
     def weight(name: str) -> tuple[float, str]:
         call = models.graph.call(name)
         layout = ladder[level[name]]
-        share = models.decoders[str(call.model)].parameters / (layout.tp * layout.pp)
+        decoder = models.decoders[str(call.model)]
+        share = stage_elements(decoder, Cut(), 0, len(decoder.layers)) / (layout.tp * layout.pp)
         return share * (8 if call.op == "train" else 1), name
 
     able = [name for name in level if level[name] + 1 < len(ladder)] or list(level)
