@@ -27,7 +27,7 @@ Key = Mapping[str, str | int]
 
 @dataclass(frozen=True)
 class Point:
-    """Median `seconds` at a place on the axes; `noise` is half the distance between the quartiles over
+    """Mean `seconds` at a place on the axes; `noise` is half the distance between the quartiles over
     the median."""
 
     at: tuple[float, ...]
