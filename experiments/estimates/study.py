@@ -186,6 +186,9 @@ def compare(args: argparse.Namespace) -> int:
         first = _lengths_of(args.runs, name, stored)
         if pair.model not in known:
             known[pair.model] = read_profile(args.profiles / f"{pair.model}.json")
+            if "yardstick_large" not in known[pair.model].constants:
+                print(f"the profile of {pair.model} has no yardsticks: `profile --again`", file=sys.stderr)
+                return 2
         made = _plan(pair, setup, args.params)
         found = predict(made, known[pair.model], first["lengths"], first["common"])
         ops = {call.name: call.op for call in made.graph.calls}
